@@ -1,0 +1,33 @@
+"""Floor 2, what is trained: one file per kind, the folder is the registry.
+
+A kind is a module with a ``Section`` (an ``AdapterSection``) and two functions::
+
+    problems(section, backbone, description) -> list[str]   # from config.json alone: no weights, no torch
+    insert(backbone, section, seed) -> Inserted             # checks all, then changes the model in place
+
+The rest is the same for every kind: ``attach``, ``save`` and its inverse ``restore``, ``attach_foreign`` for adapters
+that peft made elsewhere, ``set_modes`` (frozen means frozen), ``optimizer_groups``, ``merge_into``.
+"""
+
+from mmtune.adapters._adapted import Adapted, Inserted, PartReport, attach, problems
+from mmtune.adapters._foreign import attach_foreign
+from mmtune.adapters._groups import optimizer_groups
+from mmtune.adapters._merging import merge_into
+from mmtune.adapters._modes import set_modes
+from mmtune.adapters._section import AdapterSection
+from mmtune.adapters._storage import restore, save
+
+__all__ = [
+    "Adapted",
+    "AdapterSection",
+    "Inserted",
+    "PartReport",
+    "attach",
+    "attach_foreign",
+    "merge_into",
+    "optimizer_groups",
+    "problems",
+    "restore",
+    "save",
+    "set_modes",
+]

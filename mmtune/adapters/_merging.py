@@ -1,0 +1,46 @@
+"""An adapter folded into the weights it was trained beside."""
+
+from typing import TYPE_CHECKING
+
+from mmtune.adapters._adapted import Adapted
+from mmtune.ground.errors import BackboneError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def merge_into(adapted: Adapted, *, scale: float = 1.0) -> "nn.Module":
+    """Fold the adapter into the model and give the plain model back; the ``Adapted`` is used up.
+
+    Formula: every tensor becomes base + scale (merged - base), log temperature included; scale 1 is the merged
+    tensor itself, bit for bit.
+
+    Raises:
+        BackboneError: the model still has quantized layers (load it with ``dequantize=True``).
+    """
+    import torch
+
+    model = adapted.model
+    quantized = [name for name, value in model.named_parameters() if hasattr(value, "quant_state") or hasattr(value, "CB")]
+    if quantized:
+        raise BackboneError(f"cannot merge into quantized weights ({quantized[0]}, ...): dequantize the backbone first")
+    with torch.no_grad():
+        base = {} if scale == 1.0 else {**_base_values(adapted), **adapted.start}
+        if adapted.peft_model is not None:
+            merged = adapted.peft_model.merge_and_unload()
+            assert merged is model, "peft gave back another model"
+        for name, value in model.state_dict(keep_vars=True).items():
+            if name in base:
+                start = base[name].to(value.device)
+                value.data.copy_(start + scale * (value.data - start))
+    return model.eval().requires_grad_(False)
+
+
+def _base_values(adapted: Adapted) -> "dict[str, Tensor]":
+    """Copies of the tensors that peft is about to change, under the plain model's names."""
+    kept = {}
+    for name, value in adapted.model.state_dict().items():
+        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        if plain != name:
+            kept[plain] = value.detach().clone()
+    return kept

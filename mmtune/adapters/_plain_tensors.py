@@ -1,0 +1,40 @@
+"""What the kinds that train plain tensors (no peft) share."""
+
+from typing import TYPE_CHECKING
+
+from mmtune.adapters._adapted import Inserted
+from mmtune.adapters._targets import submodule
+from mmtune.ground.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mmtune.backbones import Backbone
+    from mmtune.backbones import Section as BackboneSection
+
+
+def precision_problems(kind: str, backbone: "BackboneSection") -> list[str]:
+    """Weights that are trained themselves must be float32: small steps vanish in half precision."""
+    if backbone.dtype == "float32":
+        return []
+    return [
+        f"adapter.kind: {kind} trains the backbone's own weights, which {backbone.dtype} is too coarse for; "
+        "write backbone.dtype: float32 (train.precision: bf16 still computes in bfloat16)"
+    ]
+
+
+def insert_plain(backbone: "Backbone", roots: dict[str, list[str]]) -> Inserted:
+    """Train every parameter at or below the given paths of each part, the temperature excepted.
+
+    Raises:
+        RecipeError: a path that the loaded model does not have, or a part without parameters.
+    """
+    model = backbone.model
+    temperature = set(backbone.family.FAMILY.temperature)
+    names = [name for name, _ in model.named_parameters() if name not in temperature]
+    parameters: dict[str, list[str]] = {}
+    for part, paths in roots.items():
+        absent = [path for path in paths if submodule(model, path) is None and path not in names]
+        if absent:
+            raise RecipeError(f"adapter.parts: the loaded {type(model).__name__} has no {', '.join(absent)}")
+        parameters[part] = [name for name in names if any(name == p or name.startswith(p + ".") for p in paths)]
+    modules = {part: list(dict.fromkeys(n.rpartition(".")[0] or n for n in own)) for part, own in parameters.items()}
+    return Inserted(modules, parameters)

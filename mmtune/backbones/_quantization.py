@@ -1,0 +1,159 @@
+"""4-bit and 8-bit towers through bitsandbytes; heads, embeddings, norms and temperature stay as they are.
+
+Source: Dettmers et al. 2023 (nf4), https://arxiv.org/abs/2305.14314; Dettmers et al. 2022 (LLM.int8),
+https://arxiv.org/abs/2208.07339.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from mmtune.backbones._family import Family
+from mmtune.ground.errors import BackboneError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def load_options(quantize: str, family: Family, dtype: "torch.dtype", device: str) -> dict[str, Any]:
+    """What transformers' ``from_pretrained`` needs to quantize while it loads.
+
+    The list of modules to skip replaces transformers' own, so it names everything that the family keeps.
+
+    Raises:
+        BackboneError: bitsandbytes is not installed.
+    """
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise BackboneError("backbone.quantize needs bitsandbytes: pip install bitsandbytes")
+    _silence_notes()
+    kept = list(family.full_precision)
+    if quantize == "4bit":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=kept,
+        )
+    else:
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def quantized_names(model: "nn.Module") -> list[str]:
+    """The names of the layers that are held in 4 or 8 bit."""
+    return [name for name, module in model.named_modules() if _is_quantized(module)]
+
+
+def keep_packing(model: "nn.Module") -> None:
+    """Hold 4-bit weights as they were packed on loading.
+
+    On a CPU that has avx512_bf16 bitsandbytes repacks them at the first forward in eval mode, in place, with the
+    blocks' scales rounded to bfloat16, and from then on computes in bfloat16: the model would no longer be the one
+    that was trained and dequantized, and rows that are no multiple of the block length fail.
+    """
+    for name in quantized_names(model):
+        layer: Any = model.get_submodule(name)
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def check(model: "nn.Module", family: Family) -> None:
+    """See that exactly the linear layers outside ``family.full_precision`` were quantized.
+
+    Raises:
+        BackboneError: one was left out, or one was quantized that should not be.
+    """
+    import torch
+
+    linear = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear or _is_quantized(m)]
+    wanted = {name for name in linear if not _is_kept(name, family)}
+    found = set(quantized_names(model))
+    problems = [f"{name} was not quantized" for name in sorted(wanted - found)]
+    problems += [f"{name} was quantized, but the family keeps it" for name in sorted(found - wanted)]
+    if problems or not found:
+        raise BackboneError(
+            f"quantizing family {family.name!r} went wrong: " + "; ".join(problems or ["no layer was quantized"])
+        )
+
+
+def dequantize(model: "nn.Module") -> None:
+    """Turn quantized layers back, in place, into ``nn.Linear`` that hold exactly the quantized values, in float32.
+
+    What was not quantized is cast to float32 too (exact from half precision), and the model is an ordinary one again.
+    """
+    for name in quantized_names(model):
+        model.set_submodule(name, _plain(model.get_submodule(name)))
+    _forget_quantization(model)
+    model.float()
+
+
+def _plain(layer: Any) -> "nn.Linear":
+    import torch
+
+    weight, bias = _values(layer), layer.bias
+    plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device="meta")
+    plain.weight = torch.nn.Parameter(weight.to(torch.float32), requires_grad=False)
+    if bias is not None:
+        plain.bias = torch.nn.Parameter(bias.data.to(torch.float32), requires_grad=False)
+    return plain.train(layer.training)
+
+
+def _values(layer: Any) -> "torch.Tensor":
+    """The values that a quantized layer stands for, float[out, in].
+
+    Source: bitsandbytes ``dequantize_4bit``; int8 with one scale per row, value = int8 x row maximum / 127.
+    """
+    import bitsandbytes as bnb
+    import torch
+
+    if isinstance(layer, bnb.nn.Linear4bit):
+        values: torch.Tensor = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        return values
+    scale = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    return layer.weight.data.to(torch.float32) * (scale.to(torch.float32).view(-1, 1) / 127)
+
+
+def _is_quantized(module: "nn.Module") -> bool:
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def _is_kept(name: str, family: Family) -> bool:
+    return any(name == kept or name.startswith(kept + ".") for kept in family.full_precision)
+
+
+def _forget_quantization(model: Any) -> None:
+    """Remove what transformers notes on a quantized model, so that it saves and trains as an ordinary one."""
+    for name in ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit", "hf_device_map"):
+        if hasattr(model, name):
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+
+
+NOISE = {
+    "bitsandbytes.autograd._functions": "inputs will be cast",  # LLM.int8, at every call of every layer
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # an optional kernel that is not used
+}
+
+
+def _silence_notes() -> None:
+    for name, words in NOISE.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, _Silence) for one in logger.filters):
+            logger.addFilter(_Silence(words))
+
+
+class _Silence(logging.Filter):
+    """Drops records whose text holds the words."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.words not in str(record.msg)

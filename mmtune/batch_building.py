@@ -1,0 +1,204 @@
+"""From samples to batches: order, reading, encoding and collating, all functions of (seed, epoch, sample id).
+
+Nothing here depends on how many workers or ranks there are: the order of an epoch is one permutation, an optimizer
+step takes the next ``batch`` items of it, rank r of R takes the r-th of R equal slices, a micro-batch the next
+``micro_batch`` items of that slice. Resuming therefore needs a step number and nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmtune.ground.errors import DataError
+from mmtune.ground.image_augmentation import AugmentSection, augment
+from mmtune.ground.records import BadItem, Sample
+from mmtune.ground.seeding import generator_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an epoch is cut into steps, ranks and micro-batches.
+
+    Attributes:
+        num_items: items in one epoch.
+        batch: samples per optimizer step, all ranks together.
+        micro_batch: samples per forward pass on one rank.
+        num_ranks: how many processes take part.
+        seed: the recipe's seed.
+    """
+
+    num_items: int
+    batch: int
+    micro_batch: int
+    num_ranks: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the last short one is dropped."""
+        return self.num_items // self.batch
+
+    @property
+    def num_dropped(self) -> int:
+        """Items left out of each epoch because they do not fill a batch."""
+        return self.num_items % self.batch
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Forward passes of one rank for one optimizer step."""
+        return self.batch // self.num_ranks // self.micro_batch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch in which the step after ``step`` finished ones falls."""
+        return step // self.steps_per_epoch
+
+    def order(self, epoch: int) -> list[int]:
+        """The epoch's permutation of the items."""
+        return [int(index) for index in generator_for(self.seed, "order", epoch).permutation(self.num_items)]
+
+    def micro_batches(self, rank: int, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
+        """The micro-batches of one rank as lists of (epoch, item), from ``first_step`` up to ``last_step``."""
+        share = self.batch // self.num_ranks
+        epoch, order = -1, []
+        for step in range(first_step, last_step):
+            if self.epoch_of(step) != epoch:
+                epoch = self.epoch_of(step)
+                order = self.order(epoch)
+            start = (step % self.steps_per_epoch) * self.batch + rank * share
+            for offset in range(start, start + share, self.micro_batch):
+                yield [(epoch, item) for item in order[offset : offset + self.micro_batch]]
+
+
+@dataclass
+class Batch:
+    """What a micro-batch brings to the model.
+
+    Attributes:
+        inputs: the model's tensors, ``pixel_values float32[B, C, H, W]``, ``input_ids int64[B, L]`` and so on.
+        image_keys: ``int64[B, K]`` identities of all texts true of each image, padded with -1.
+        text_keys: ``int64[B]`` identity of the text that is shown.
+        ids: sample ids, for messages.
+        bad: what failed to decode and left the batch.
+        num_long: captions that were cut to the text tower's limit.
+    """
+
+    inputs: "dict[str, Tensor]"
+    image_keys: "Tensor"
+    text_keys: "Tensor"
+    ids: list[str]
+    bad: list[BadItem]
+    num_long: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One item after reading and encoding, before collating."""
+
+    sample_id: str
+    inputs: "dict[str, Tensor]"
+    text_key: int
+    image_keys: tuple[int, ...]
+    is_long: bool
+
+
+class EncodedPairs:
+    """A dataset whose index is (epoch, item); runs in the loader's workers.
+
+    A sample whose image cannot be decoded becomes a ``BadItem``; it is never replaced by another.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], task: Any, family: Any, processor: Any, data: Any, seed: int, limit: int
+    ) -> None:
+        self.samples = samples
+        self.task = task
+        self.family = family
+        self.processor = processor
+        self.augmentation: AugmentSection = data.augment
+        self.items = task.items(samples, data.captions)
+        self.seed = seed
+        self.limit = limit
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: tuple[int, int]) -> Encoded | BadItem:
+        epoch, item = place
+        index, caption = self.items[item]
+        sample = self.samples[index]
+        pair = self.task.render(sample, caption, seed=self.seed, epoch=epoch)
+        try:
+            image = sample.image.read()
+        except DataError as error:
+            return BadItem(sample.image.where, str(error), "train")
+        image = augment(image, self.augmentation, generator_for(self.seed, "augment", epoch, sample.id, caption))
+        inputs = {
+            **self.family.encode_image(self.processor, image),
+            **self.family.encode_text(self.processor, pair.text),
+        }
+        is_long = self.family.num_tokens(self.processor, pair.text) > self.limit
+        return Encoded(sample.id, inputs, pair.text_key, pair.image_keys, is_long)
+
+
+class Collate:
+    """Stack the good items of a micro-batch; picklable for the loader's workers."""
+
+    def __init__(self, family: Any, processor: Any) -> None:
+        self.family = family
+        self.processor = processor
+
+    def __call__(self, items: list[Encoded | BadItem]) -> Batch:
+        import torch
+
+        good = [item for item in items if isinstance(item, Encoded)]
+        width = max((len(item.image_keys) for item in good), default=1)
+        keys = [[*item.image_keys, *[-1] * (width - len(item.image_keys))] for item in good]
+        return Batch(
+            inputs=self.family.pad(self.processor, [item.inputs for item in good]) if good else {},
+            image_keys=torch.tensor(keys, dtype=torch.int64).reshape(len(good), width),
+            text_keys=torch.tensor([item.text_key for item in good], dtype=torch.int64),
+            ids=[item.sample_id for item in good],
+            bad=[item for item in items if isinstance(item, BadItem)],
+            num_long=sum(item.is_long for item in good),
+        )
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The micro-batches of a rank as an iterable that makes them when they are needed."""
+
+    layout: Layout
+    rank: int
+    first_step: int
+    last_step: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.layout.micro_batches(self.rank, self.first_step, self.last_step)
+
+
+def open_loader(
+    pairs: EncodedPairs, layout: Layout, *, rank: int, first_step: int, last_step: int, workers: int
+) -> "DataLoader[Batch]":
+    """A loader that yields the micro-batches of ``rank`` for the steps [first_step, last_step).
+
+    The loader gets a generator of its own: without one it would draw from the global generator each time it starts.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        pairs,  # type: ignore[arg-type]
+        batch_sampler=_Places(layout, rank, first_step, last_step),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=Collate(pairs.family, pairs.processor),
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork" if workers else None,
+    )

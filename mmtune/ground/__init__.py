@@ -1,0 +1,1 @@
+"""Floor 0: what everything else stands on, and nothing here knows backbones, recipes or loops."""

@@ -1,0 +1,25 @@
+"""The errors a user can cause. Each message says what is wrong, where, and what would be right."""
+
+
+class MmtuneError(ValueError):
+    """Base of every error that is the user's to mend: shown without a traceback, exit code 2."""
+
+
+class RecipeError(MmtuneError):
+    """A recipe, an override or a command line that cannot mean what it says."""
+
+
+class DataError(MmtuneError):
+    """Data that is missing, unreadable or bad beyond the recipe's ``max_bad_fraction``."""
+
+
+class BackboneError(MmtuneError):
+    """A backbone that cannot be found, read or adapted as asked."""
+
+
+class CheckpointError(MmtuneError):
+    """A checkpoint or run folder that is damaged, incomplete or belongs to another recipe."""
+
+
+class TrainingError(MmtuneError):
+    """A run that was stopped because going on would only waste time: non-finite values, dead parts, no memory."""

@@ -1,0 +1,64 @@
+"""The records that travel from a source to a loss. Nothing in them is decoded and nothing needs torch.
+
+Shape letters used in this project: B samples, D embedding width, L text tokens, C/H/W image channels, height, width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ImageReference(Protocol):
+    """Where an image is, not the image: picklable, small, read in the loader's workers."""
+
+    @property
+    def key(self) -> str:
+        """Identity: two references with one key are the same image (positives of each other)."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """What a report shows a person: a path, or how it was drawn."""
+        ...
+
+    def read(self) -> "Image":
+        """Decode to an RGB image.
+
+        Raises:
+            DataError: the image is missing, damaged, too large or of a format that is not allowed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with every caption known for it.
+
+    Attributes:
+        id: stable and unique within the source; every random draw for the sample is a function of (seed, epoch, id).
+        image: reference to the image, not decoded.
+        captions: what may be drawn as its text; at least one, none empty.
+        also_true: further captions that describe the image but are never drawn for it; a text among ``captions`` or
+            ``also_true`` is never a negative of the image.
+        group: samples of one group are never split apart, and are resampled together by the bootstrap.
+        columns: remaining table columns, as text.
+    """
+
+    id: str
+    image: ImageReference
+    captions: tuple[str, ...]
+    also_true: tuple[str, ...] = ()
+    group: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BadItem:
+    """Something that was quarantined: ``where`` (file:line, path or sample id) and ``reason``."""
+
+    where: str
+    reason: str
+    split: str = ""

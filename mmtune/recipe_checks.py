@@ -1,0 +1,199 @@
+"""What sections of a recipe say against each other. Nothing here needs a file, a backbone or torch.
+
+Each check takes the recipe and yields (key path, what is wrong; what would be right). A recipe with other mistakes is
+checked too: `view_valid_parts` shows what of it is sound, and a check that needs more than that is left out.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from mmtune.ground.durations import Span
+from mmtune.ground.recipe_text import KeyPath
+from mmtune.recipe_keys import SectionClass, kind_of, sections_in
+
+Finding = tuple[KeyPath, str]
+
+SCORES = tuple(
+    f"{direction}_{score}"
+    for direction in ("text_to_image", "image_to_text")
+    for score in ("recall@1", "recall@5", "recall@10", "median_rank", "mean_reciprocal_rank")
+)
+"""What validation measures; ``train.best`` names one of them."""
+
+
+class AbsentKeyError(LookupError):
+    """A check asked for a key that is missing or wrong, which is reported already."""
+
+
+class PartialSection:
+    """The sound keys of a section that has mistakes."""
+
+    def __init__(self, values: dict[str, Any], given: set[str]) -> None:
+        self._values = values
+        self.model_fields_set = given
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name not in self._values:
+            raise AbsentKeyError(name)
+        return self._values[name]
+
+
+def view_valid_parts(section: SectionClass, values: Any) -> Any:
+    """The section, or as much of it as is sound, with its defaults."""
+    if not isinstance(values, dict):
+        return PartialSection({}, set())
+    sound: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if name not in values:
+            if not field.is_required():
+                sound[name] = field.get_default(call_default_factory=True)
+            continue
+        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])
+        try:
+            sound[name] = adapter.validate_json(to_json(values[name]), strict=True)
+        except ValidationError:
+            inner = _chosen(sections_in(field.annotation), values[name])
+            if inner is not None:
+                sound[name] = view_valid_parts(inner, values[name])
+    return PartialSection(sound, set(sound) & set(values))
+
+
+def _chosen(sections: list[SectionClass], values: Any) -> SectionClass | None:
+    kind = values.get("kind", "") if isinstance(values, dict) else ""
+    fitting = [section for section in sections if kind_of(section) in ("", kind)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def find_contradictions(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """Every contradiction in a recipe (or in what is sound of one)."""
+    for check in CHECKS:
+        try:
+            yield from list(check(recipe, world_size))
+        except AbsentKeyError:
+            continue
+
+
+# --- batches
+
+
+def check_batch(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """batch = ranks x micro-batches x micro_batch, in whole numbers."""
+    batch, micro = recipe.train.batch, recipe.train.micro_batch
+    if batch % world_size:
+        right = nearest_multiples(batch, world_size)
+        yield ("train", "batch"), f"{batch} is not divisible by {world_size} ranks; write {right}"
+        return
+    if micro is None:
+        return
+    per_rank = batch // world_size
+    if micro > per_rank:
+        yield ("train", "micro_batch"), f"{micro} is more than the {per_rank} samples each rank has; write {per_rank}"
+    elif per_rank % micro:
+        right = nearest_multiples(batch, world_size * micro)
+        ranks = f"{world_size} ranks x " if world_size > 1 else ""
+        what = f"{batch} is not divisible by {ranks}micro_batch {micro}; write batch {right}"
+        yield ("train", "batch"), f"{what}, or micro_batch {largest_divisor(per_rank, micro)}"
+
+
+def check_pool_of_negatives(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """A softmax over one candidate is always right."""
+    if recipe.task.loss.kind == "infonce" and recipe.train.batch < 2:
+        yield ("train", "batch"), "infonce compares samples of one batch with each other; write at least 2"
+
+
+def nearest_multiples(number: int, unit: int) -> str:
+    """``"96 or 128"``: the multiples of ``unit`` around ``number``."""
+    below = number // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
+    return next(divisor for divisor in range(min(limit, number), 0, -1) if number % divisor == 0)
+
+
+# --- durations
+
+
+def check_durations(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """A duration that is zero, or a share of what it cannot be a share of."""
+    durations = {
+        ("train", "length"): lambda: recipe.train.length,
+        ("train", "warmup"): lambda: recipe.train.warmup,
+        ("train", "evaluate_every"): lambda: recipe.train.evaluate_every,
+        ("train", "log_every"): lambda: recipe.train.log_every,
+        ("checkpoint", "every"): lambda: recipe.checkpoint.every,
+    }
+    for path, read in durations.items():
+        try:
+            span: Span | None = read()
+        except AbsentKeyError:
+            continue
+        if span is None:
+            continue
+        if path == ("train", "length") and span.unit == "%":
+            yield path, f"{span} has nothing to be a share of; write steps, epochs or samples"
+        elif span.unit == "%" and span.amount > 100:
+            yield path, f"{span} is more than the whole run; write at most 100%"
+        if span.amount <= 0 and path != ("train", "warmup"):
+            yield path, f"{span} is nothing; write more than 0"
+
+
+def check_warmup(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """Warm-up ends before the run does. Epochs against steps are compared once the data is counted."""
+    length, warmup, batch = recipe.train.length, recipe.train.warmup, recipe.train.batch
+    if warmup.unit == "%":
+        if warmup.amount == 100:
+            yield ("train", "warmup"), "100% leaves nothing to train at the full learning rate; write less"
+        return
+    if {length.unit, warmup.unit} <= {"steps", "samples"} or length.unit == warmup.unit:
+        in_samples = {"steps": batch, "samples": 1, "epochs": 1}
+        if warmup.amount * in_samples[warmup.unit] >= length.amount * in_samples.get(length.unit, 1) > 0:
+            yield ("train", "warmup"), f"{warmup} is not shorter than the run of {length}; write less, such as 5%"
+
+
+# --- validation
+
+
+def check_best(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """The best checkpoint is chosen by a score that exists and is measured."""
+    best, every = recipe.train.best, recipe.train.evaluate_every
+    if best not in SCORES:
+        from mmtune.recipe_keys import suggest
+
+        near = suggest(best, SCORES)
+        meant = f"did you mean {near[0]}? The scores are" if near else "write one of"
+        yield ("train", "best"), f"there is no score {best!r}; {meant} {', '.join(SCORES)}"
+    elif every is None and best != type(recipe.train).model_fields["best"].default:
+        what = "no validation is asked for, so no checkpoint can be the best by it; write train.evaluate_every too"
+        yield ("train", "best"), what
+
+
+# --- quantization
+
+
+def check_quantization(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """What can be trained on a backbone whose weights are packed into 4 or 8 bits."""
+    quantize, adapter = recipe.backbone.quantize, recipe.adapter
+    if quantize is None:
+        return
+    if adapter.kind == "full":
+        what = f"full trains every weight, and those of a {quantize} backbone are packed; write kind: lora"
+        yield ("adapter", "kind"), f"{what}, or backbone.quantize: null"
+    if adapter.kind == "lora" and adapter.use_dora and quantize == "8bit":
+        yield (("adapter", "use_dora"), "DoRA fails on an 8bit backbone; write use_dora: false, or quantize: 4bit or null")
+
+
+CHECKS: tuple[Callable[[Any, int], Iterator[Finding]], ...] = (
+    check_batch,
+    check_pool_of_negatives,
+    check_durations,
+    check_warmup,
+    check_best,
+    check_quantization,
+)

@@ -1,0 +1,206 @@
+"""What is wrong with a recipe's shape and values, each problem with its place and what would be right.
+
+Two passes: `find_shape_problems` walks the sections (unknown keys, kinds, missing keys), `find_value_problems`
+translates what pydantic says about the values.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mmtune.ground.recipe_text import KeyPath, RecipeText
+from mmtune.recipe_keys import SectionClass, explain_unknown_key, kind_of, sections_in, suggest
+
+SHAPE_ERRORS = {"extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found"}
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list such as [a, b]",
+    "tuple_type": "a list such as [a, b]",
+    "dict_type": "a mapping such as {a: 1}",
+    "model_type": "a section such as {key: value}",
+    "model_attributes_type": "a section such as {key: value}",
+    "none_required": "null",
+}
+LIMITS = {
+    "greater_than": ("gt", "must be above {}"),
+    "greater_than_equal": ("ge", "must be at least {}"),
+    "less_than": ("lt", "must be below {}"),
+    "less_than_equal": ("le", "must be at most {}"),
+    "too_short": ("min_length", "needs at least {} of them"),
+    "too_long": ("max_length", "may have at most {} of them"),
+    "string_too_short": ("min_length", "needs at least {} characters"),
+}
+OLD_BOOLS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+LONGEST_SHOWN = 60  # characters of a value in a message
+
+
+# --- shape: which keys there are
+
+
+def find_shape_problems(text: RecipeText, root: SectionClass) -> None:
+    """Report unknown keys, unknown or missing kinds, and missing keys."""
+    _check_section(text, root, [root], text.values, ())
+
+
+def _check_section(
+    text: RecipeText, root: SectionClass, choices: Sequence[SectionClass], values: Any, path: KeyPath
+) -> None:
+    if not isinstance(values, dict) or not choices:
+        return  # pydantic says what is wrong with the value
+    by_kind = {kind_of(section): section for section in choices}
+    fitting = list(choices)
+    if any(by_kind):
+        chosen = by_kind.get(values.get("kind")) if isinstance(values.get("kind"), str) else None
+        if chosen is None:
+            _report_kind(text, values, path, sorted(by_kind))
+        else:
+            fitting = [chosen]
+    for name, value in values.items():
+        fields = [section.model_fields[name] for section in fitting if name in section.model_fields]
+        if not fields:
+            _report_unknown(text, root, choices, fitting, (*path, name))
+        inner = [section for field in fields for section in sections_in(field.annotation)]
+        _check_section(text, root, list(dict.fromkeys(inner)), value, (*path, name))
+    if len(fitting) == 1:
+        _report_missing(text, fitting[0], values, path)
+
+
+def _report_kind(text: RecipeText, values: dict[str, Any], path: KeyPath, kinds: list[str]) -> None:
+    here = (*path, "kind")
+    if "kind" not in values:
+        text.report(here, f"is missing; write one of {', '.join(kinds)}")
+        return
+    near = suggest(str(values["kind"]), kinds)
+    meant = f"did you mean {near[0]}? The kinds are" if near else "write one of"
+    text.report(here, f"there is no kind {show(text, here, values['kind'])}; {meant} {', '.join(kinds)}")
+
+
+def _report_unknown(
+    text: RecipeText,
+    root: SectionClass,
+    choices: Sequence[SectionClass],
+    fitting: Sequence[SectionClass],
+    path: KeyPath,
+) -> None:
+    others = [kind_of(section) for section in choices if path[-1] in section.model_fields]
+    if others:
+        text.report(path, f"is a key of kind {' and '.join(others)}, not of {kind_of(fitting[0])}; delete it")
+        return
+    level = dict.fromkeys(name for section in fitting for name in section.model_fields)
+    names = [part for part in path if isinstance(part, str)]
+    text.report(path, explain_unknown_key(root, names, level))
+
+
+def _report_missing(text: RecipeText, section: SectionClass, values: dict[str, Any], path: KeyPath) -> None:
+    for name, field in section.model_fields.items():
+        if field.is_required() and name not in values and not (name == "kind" and kind_of(section)):
+            text.report((*path, name), f"is missing; write {name}: {field.description or '...'}")
+
+
+# --- values: what pydantic says about them
+
+
+def find_value_problems(text: RecipeText, error: ValidationError) -> None:
+    """Report what is wrong with the values, one problem per key however many ways there were to write it."""
+    grouped: dict[KeyPath, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        if details["type"] not in SHAPE_ERRORS:
+            grouped.setdefault(_path_of(text.values, details), []).append(details)
+    known = {problem.key for problem in text.problems}
+    for path, group in grouped.items():
+        covered = any(other[: len(path)] == path and len(other) > len(path) for other in grouped)
+        if covered and path:
+            continue  # the value has the right shape and something inside it is wrong
+        before = len(text.problems)
+        text.report(path, _explain(text, path, group))
+        if text.problems[before].key in known:
+            text.problems.pop()
+
+
+def _path_of(values: Any, details: ErrorDetails) -> KeyPath:
+    """pydantic's location without the names of union members, which are no keys."""
+    path: list[str | int] = []
+    current = values
+    for part in details["loc"]:
+        is_tag = isinstance(current, dict) and part == current.get("kind") and part not in current
+        if isinstance(current, dict) and part in current and not is_tag:
+            current = current[part]
+        elif isinstance(current, list) and isinstance(part, int) and part < len(current):
+            current = current[part]
+        else:
+            continue
+        path.append(part)
+    if details["type"] == "value_error" and isinstance(current, dict):
+        # A rule over several keys of a section: it stands where the key stands that the message begins with.
+        first = str(details["ctx"]["error"]).split(maxsplit=1)[0].rstrip(":,")
+        path += [first] if first in current else []
+    return tuple(path)
+
+
+def _explain(text: RecipeText, path: KeyPath, group: Sequence[ErrorDetails]) -> str:
+    value = group[0]["input"]
+    shown = show(text, path, value)
+    rules = [details for details in group if details["type"] not in EXPECTED and details["type"] != "literal_error"]
+    if rules:
+        return "; ".join(dict.fromkeys(_explain_rule(details, shown) for details in rules))
+    words = [_expected(details) for details in group]
+    hint = _hint(text, path, value, {details["type"] for details in group}, group)
+    start = "is empty" if value is None else f"{shown} does not fit"
+    return f"{start}; write {' or '.join(dict.fromkeys(words))}{hint}"
+
+
+def _explain_rule(details: ErrorDetails, shown: str) -> str:
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"])
+    if details["type"] in LIMITS:
+        name, words = LIMITS[details["type"]]
+        return f"{shown} {words.format(details['ctx'][name])}"
+    return f"{shown}: {details['msg'][:1].lower()}{details['msg'][1:]}"
+
+
+def _expected(details: ErrorDetails) -> str:
+    if details["type"] == "literal_error":
+        return "one of " + ", ".join(str(choice) for choice in _choices(details))
+    return EXPECTED[details["type"]]
+
+
+def _choices(details: ErrorDetails) -> list[str]:
+    """The allowed values of a Literal out of pydantic's ``'a', 'b' or 'c'``."""
+    listed = details["ctx"]["expected"].replace(" or ", ", ")
+    return [choice.strip().strip("'") for choice in listed.split(", ")]
+
+
+def _hint(text: RecipeText, path: KeyPath, value: Any, asked: set[str], group: Sequence[ErrorDetails]) -> str:
+    if "bool_type" in asked and str(value).lower() in OLD_BOOLS:
+        return f": {OLD_BOOLS[str(value).lower()]} instead of {value}, which is text in YAML 1.2"
+    if "string_type" in asked and isinstance(value, (int, float)) and not isinstance(value, list):
+        return f": '{text.spelled.get(path, value)}' in quotes"
+    if asked & {"int_type", "int_from_float"} and isinstance(value, float) and value == int(value):
+        return f": {int(value)}"
+    if asked & {"int_type", "float_type"} and isinstance(value, str) and _is_number(value):
+        return f": {value.strip()} without quotes"
+    if asked & {"list_type", "tuple_type"} and isinstance(value, (str, int, float)):
+        return f": [{value}]"
+    choices = [choice for details in group if details["type"] == "literal_error" for choice in _choices(details)]
+    near = suggest(str(value), choices)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def show(text: RecipeText, path: KeyPath, value: Any) -> str:
+    """A value as the user wrote it, shortened."""
+    shown = text.spelled.get(path) or repr(value)
+    return shown if len(shown) <= LONGEST_SHOWN else shown[: LONGEST_SHOWN - 3] + "..."

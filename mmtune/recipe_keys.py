@@ -1,0 +1,112 @@
+"""The keys that a recipe can have, found by walking the sections, and what a mistyped one was meant to be."""
+
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rapidfuzz.distance import OSA, JaroWinkler
+
+SectionClass = type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the schema.
+
+    Attributes:
+        path: names from the top; a section that has kinds contributes its name only.
+        kind: the kind whose section holds the key, "" where there are no kinds.
+        section: the class that declares it.
+        field: pydantic's record of it.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    section: SectionClass
+    field: FieldInfo
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the key holds a value and not a section of its own."""
+        return not sections_in(self.field.annotation)
+
+
+def sections_in(annotation: Any) -> list[SectionClass]:
+    """The section classes that a field may hold, through Annotated, Optional and Union."""
+    if get_origin(annotation) is Annotated:
+        return sections_in(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [section for part in get_args(annotation) for section in sections_in(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def kind_of(section: SectionClass) -> str:
+    """The name in ``kind: Literal[name]``, "" for a section without kinds."""
+    field = section.model_fields.get("kind")
+    if field is None or get_origin(field.annotation) is not Literal:
+        return ""
+    return str(get_args(field.annotation)[0])
+
+
+@cache
+def walk_keys(root: SectionClass) -> tuple[Key, ...]:
+    """Every key of the schema below ``root``, sections and leaves, all kinds."""
+    return tuple(_walk(root, ()))
+
+
+def _walk(section: SectionClass, above: tuple[str, ...]) -> Iterator[Key]:
+    for name, field in section.model_fields.items():
+        key = Key((*above, name), kind_of(section), section, field)
+        yield key
+        for inner in sections_in(field.annotation):
+            yield from _walk(inner, key.path)
+
+
+def suggest(word: str, candidates: Iterable[str]) -> list[str]:
+    """The candidates that ``word`` may be a misspelling of, likeliest first.
+
+    Distance counts insertions, deletions, replacements and swapped neighbours, case and ``-`` for ``_`` are free;
+    at most a third of the letters may differ. Ties go to the candidate that begins alike.
+    """
+    typed = _plain(word)
+    allowed = max(1, len(typed) // 3)
+    ranked = [
+        (OSA.distance(typed, _plain(name)), -JaroWinkler.similarity(typed, _plain(name)), name)
+        for name in dict.fromkeys(candidates)
+    ]
+    return [name for distance, _, name in sorted(ranked) if distance <= allowed]
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_")
+
+
+def explain_unknown_key(root: SectionClass, path: Sequence[str], here: Iterable[str]) -> str:
+    """What to say about a key that its section does not have.
+
+    Args:
+        root: the whole schema.
+        path: path of the unknown key.
+        here: keys that its section does have.
+    """
+    word, level = path[-1], list(here)
+    near = suggest(word, level)
+    one_edit = bool(near) and OSA.distance(_plain(word), _plain(near[0])) <= 1
+    elsewhere = [key.path for key in walk_keys(root) if key.path[-1] == word and len(key.path) > 1]
+    if elsewhere and not one_edit:
+        return f"is no key of this section; it belongs under {_sections(elsewhere)}"
+    if near:
+        return f"is no key of this section; did you mean {near[0]}?"
+    far = suggest(word, [key.path[-1] for key in walk_keys(root)])
+    if far:
+        paths = [key.path for key in walk_keys(root) if key.path[-1] == far[0]]
+        return f"is no key of this section; did you mean {'.'.join(paths[0])}?"
+    return f"is no key of this section; it has {', '.join(level)}"
+
+
+def _sections(paths: Iterable[tuple[str, ...]]) -> str:
+    return " or ".join(dict.fromkeys(".".join(path[:-1]) for path in paths))

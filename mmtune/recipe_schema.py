@@ -1,0 +1,160 @@
+"""Floor 3, the recipe: its sections, and `load_recipe`, which reports every problem at once with file and line.
+
+Reading order: `Recipe` (what there is), `load_recipe`, then `recipe_keys` (the keys and what a typo meant),
+`recipe_errors` (shape and values), `recipe_checks` (contradictions between sections).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from mmtune.backbones import Section as BackboneSection
+from mmtune.ground.durations import Duration, Span
+from mmtune.ground.errors import RecipeError
+from mmtune.ground.kind_folder import section_union
+from mmtune.ground.recipe_text import Problem, RecipeText, dotted, read_recipe_text
+from mmtune.ground.sections import StrictSection
+from mmtune.recipe_checks import find_contradictions, view_valid_parts
+from mmtune.recipe_errors import find_shape_problems, find_value_problems
+
+if TYPE_CHECKING:
+    AnyAdapter = AnySource = AnyTask = Any
+else:
+    AnyAdapter = section_union("adapters")
+    AnySource = section_union("sources")
+    AnyTask = section_union("tasks")
+
+
+class TrainSection(StrictSection):
+    """How long, how fast and in which precision to train."""
+
+    length: Duration = Field(description="length of the run: '500 steps', '3 epochs' or '20000 samples'")
+    batch: int = Field(ge=1, description="samples per optimizer step, all ranks together")
+    micro_batch: int | None = Field(
+        None, ge=1, description="samples in memory at once per rank; never changes the loss; null: batch / ranks"
+    )
+    learning_rate: float = Field(gt=0, description="highest learning rate, reached after the warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up: cosine or linear down to 0, or constant"
+    )
+    warmup: Duration = Field(Span(5, "%"), description="learning rate rises from 0 for so long; '5%' of the run")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (AdamW) of matrices")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="decay rates of AdamW's two averages, as CLIP's")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic of the forward pass; auto: bf16 on a GPU that has it, else fp32"
+    )
+    workers: int = Field(0, ge=0, le=256, description="processes per rank that read images; 0: the main process does")
+    evaluate_every: Duration | None = Field(
+        None, description="how often to score the validation split; null: never, and the last checkpoint is used"
+    )
+    best: str = Field(
+        "text_to_image_recall@1", description="validation score by which the best checkpoint is chosen"
+    )
+    log_every: Duration = Field(Span(10, "steps"), description="how often a line of metrics is written")
+    trackers: list[Literal["tensorboard"]] = Field([], description="where metrics go besides metrics.jsonl")
+
+
+class CheckpointSection(StrictSection):
+    """When to save, and how many checkpoints to keep."""
+
+    every: Duration = Field(Span(25, "%"), description="how often to save; the end of the run is always saved")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep; the best one is kept besides")
+
+
+class Recipe(StrictSection):
+    """Everything a run needs to know; complete when read alone."""
+
+    backbone: BackboneSection = Field(description="the pretrained model to adapt")
+    adapter: AnyAdapter = Field(description="what is trained, and how")
+    data: AnySource = Field(description="where image-text pairs come from")
+    task: AnyTask = Field(description="what the backbone learns, and its loss")
+    train: TrainSection = Field(description="how long, how fast, in which precision")
+    checkpoint: CheckpointSection = Field(CheckpointSection(), description="when to save and how much to keep")
+    output: str = Field(min_length=1, description="the run folder")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, world_size: int = 1) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a YAML file (JSON is YAML, so ``recipe.resolved.json`` too).
+        overrides: ``section.key=value``, the value read as YAML.
+        world_size: number of ranks, which ``train.batch`` must be divisible by.
+
+    Raises:
+        RecipeError: every problem of the file and the overrides, a line each: ``file:line: key: wrong; right``.
+    """
+    text = read_recipe_text(path, overrides)
+    recipe = _validate(text, world_size)
+    if recipe is None:
+        raise RecipeError(_all_problems(text))
+    return recipe
+
+
+def _validate(text: RecipeText, world_size: int) -> Recipe | None:
+    """The recipe, or None with ``text.problems`` filled."""
+    if text.problems and not text.values:
+        return None  # not YAML: the rest would only be consequences
+    find_shape_problems(text, Recipe)
+    view: Any = None
+    try:
+        view = recipe = Recipe.model_validate_json(json.dumps(text.values))
+    except ValidationError as error:
+        recipe = None
+        find_value_problems(text, error)
+        view = view_valid_parts(Recipe, text.values)
+    known = {problem.key for problem in text.problems}
+    for key, what in find_contradictions(view, world_size):
+        if dotted(key) not in known:
+            text.report(key, what)
+    return None if text.problems else recipe
+
+
+def _all_problems(text: RecipeText) -> str:
+    def order(problem: Problem) -> tuple[bool, int, str]:
+        line = problem.where.rpartition(":")[2]
+        return not line.isdigit(), int(line) if line.isdigit() else 0, problem.key
+
+    return "\n".join(str(problem) for problem in sorted(dict.fromkeys(text.problems), key=order))
+
+
+def check_recipe(recipe: Recipe, *, world_size: int = 1) -> None:
+    """Check a recipe made in Python for contradictions, as `load_recipe` does for a file.
+
+    Raises:
+        RecipeError: every contradiction, a line each.
+    """
+    problems = [f"recipe: {dotted(key)}: {what}" for key, what in find_contradictions(recipe, world_size)]
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+
+def resolved_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every default written out, as plain JSON values; `recipe_from_json` is the inverse."""
+    return recipe.model_dump(mode="json")
+
+
+def recipe_from_json(values: Mapping[str, Any], name: str = "recipe.resolved.json") -> Recipe:
+    """The recipe that `resolved_json` wrote.
+
+    Raises:
+        RecipeError: the values are no recipe (edited, or of another version).
+    """
+    try:
+        return Recipe.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        text = RecipeText(name, dict(values))
+        find_shape_problems(text, Recipe)
+        find_value_problems(text, error)
+        raise RecipeError(_all_problems(text)) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors; ``recipes/recipe.schema.json`` is this."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    return {**schema, "title": "mmtune recipe"}

@@ -1,0 +1,201 @@
+"""Checkpoints: safetensors and JSON, whole or absent, verified before they are believed.
+
+``checkpoints/step-000120/`` holds what the adapter saves (see ``adapters``), ``optimizer.safetensors``,
+``rng.safetensors``, ``state.json`` and ``MANIFEST.json`` with the size and sha256 of every other file. The folder is
+filled beside its place, synced and renamed, so a folder of that name is complete unless the disk damaged it, and the
+manifest finds that.
+"""
+
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune.ground.errors import CheckpointError
+from mmtune.ground.process_group import barrier, gather_objects, is_main, rank
+from mmtune.ground.records import BadItem
+from mmtune.ground.safe_files import (
+    file_hash,
+    files_below,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sync_folder,
+    whole_folder,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+NAME = re.compile(r"step-(\d{6,})$")
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, beside its tensors.
+
+    Attributes:
+        step: finished optimizer steps; with the recipe's seed this is the data position too.
+        num_samples: samples that were trained on.
+        num_long: captions that were cut to the text tower's limit.
+        num_skipped: steps that the fp16 scaler skipped, and how many of them in a row until now.
+        bad: what was quarantined while training, each once.
+        best: the best validation score so far and the checkpoint that has it.
+        schedule: state of the learning-rate schedule.
+        scaler: state of the fp16 scaler.
+    """
+
+    step: int = 0
+    num_samples: int = 0
+    num_long: int = 0
+    num_skipped: int = 0
+    num_skipped_in_row: int = 0
+    seconds: float = 0.0
+    bad: list[BadItem] = field(default_factory=list)
+    best_score: float | None = None
+    best_checkpoint: str | None = None
+    schedule: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def checkpoint_name(step: int) -> str:
+    """``step-000120``."""
+    return f"step-{step:06d}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoint folders, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if NAME.match(p.name)), key=lambda p: int(p.name.split("-")[1]))
+
+
+def save_checkpoint(run: Path, adapted: Any, optimizer: Any, state: TrainState, *, keep: int) -> Path:
+    """Write the checkpoint of ``state.step`` and prune older ones when it is safe; every rank must call this."""
+    rng = gather_objects([_rng_tensors()])
+    folder = run / "checkpoints" / checkpoint_name(state.step)
+    if is_main():
+        with whole_folder(folder) as beside:
+            _write(beside, adapted, optimizer, state, rng)
+        _prune(run, keep=keep, spare=state.best_checkpoint)
+    barrier()
+    return folder
+
+
+def _write(folder: Path, adapted: Any, optimizer: Any, state: TrainState, rng: "list[dict[str, Tensor]]") -> None:
+    from mmtune.adapters import save
+    from mmtune.optimizer_setup import optimizer_tensors
+
+    save(adapted, folder)
+    save_tensors(folder / "optimizer.safetensors", optimizer_tensors(optimizer))
+    save_tensors(folder / "rng.safetensors", {f"{n}.{k}": v for n, each in enumerate(rng) for k, v in each.items()})
+    write_json(folder / "state.json", asdict(state))
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_hash(path)}
+        for path in files_below(folder)
+    }
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+
+
+def _rng_tensors() -> "dict[str, Tensor]":
+    import torch
+
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _prune(run: Path, *, keep: int, spare: str | None) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the best one; a folder is renamed before it is emptied."""
+    for path in checkpoints(run)[:-keep]:
+        if path.name == spare:
+            continue
+        dead = path.with_name(f".{path.name}.pruned")
+        path.rename(dead)
+        sync_folder(path.parent)
+        shutil.rmtree(dead, ignore_errors=True)
+
+
+def problems(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint folder; empty when every file is there with its size and hash."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        listed = manifest["files"]
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (ValueError, KeyError, TypeError):
+        return [f"{MANIFEST} is damaged"]
+    if manifest.get("format") != FORMAT:
+        return [f"format {manifest.get('format')} is not {FORMAT}, the one this version reads"]
+    found = []
+    for name, facts in listed.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != facts["size"]:
+            found.append(f"{name} has {path.stat().st_size} bytes instead of {facts['size']}")
+        elif file_hash(path) != facts["sha256"]:
+            found.append(f"{name} does not have the hash in {MANIFEST}")
+    return found
+
+
+def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and one line per newer one that was passed over, saying why."""
+    passed_over = []
+    for folder in reversed(checkpoints(run)):
+        found = problems(folder)
+        if not found:
+            return folder, passed_over
+        passed_over.append(f"{folder.name} is passed over: {'; '.join(found)}")
+    return None, passed_over
+
+
+def choose_checkpoint(run: Path) -> Path:
+    """The checkpoint that stands for a run: the best by validation where the manifest names one, else the newest.
+
+    Raises:
+        CheckpointError: none of them verifies.
+    """
+    manifest = run / "manifest.json"
+    best = read_json(manifest).get("best_checkpoint") if manifest.is_file() else None
+    if best and not problems(run / "checkpoints" / best):
+        return run / "checkpoints" / str(best)
+    folder, passed_over = newest_valid(run)
+    if folder is None:
+        reasons = "".join(f"\n  {line}" for line in passed_over) or " (it has none)"
+        raise CheckpointError(f"{run}: no usable checkpoint:{reasons}\nTrain it first, or again with --restart.")
+    return folder
+
+
+def read_state(folder: Path) -> TrainState:
+    """The ``TrainState`` of a verified checkpoint."""
+    values = read_json(folder / "state.json")
+    values["bad"] = [BadItem(**item) for item in values["bad"]]
+    return TrainState(**values)
+
+
+def restore_checkpoint(folder: Path, adapted: Any, optimizer: Any) -> TrainState:
+    """Put the tensors and generators of a verified checkpoint back and return its state.
+
+    Raises:
+        CheckpointError: its tensors are not those of this recipe.
+    """
+    import torch
+
+    from mmtune.adapters import restore
+    from mmtune.optimizer_setup import restore_optimizer
+
+    restore(adapted, folder)
+    restore_optimizer(optimizer, load_tensors(folder / "optimizer.safetensors"))
+    rng = load_tensors(folder / "rng.safetensors")
+    if f"{rank()}.cpu" in rng:  # more ranks than before: each step seeds its own draws anyway
+        torch.set_rng_state(rng[f"{rank()}.cpu"])
+    if f"{rank()}.cuda" in rng and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng[f"{rank()}.cuda"])
+    return read_state(folder)

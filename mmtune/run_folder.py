@@ -1,0 +1,167 @@
+"""The run folder: whether to start, go on, continue longer or refuse; and the manifest that every other command reads."""
+
+import importlib.metadata
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune.ground.errors import CheckpointError, RecipeError
+from mmtune.ground.process_group import barrier, broadcast_object, is_main
+from mmtune.ground.safe_files import read_json, write_json, write_text
+from mmtune.run_checkpoint import checkpoints, newest_valid, read_state
+
+if TYPE_CHECKING:
+    from mmtune.recipe_schema import Recipe
+
+FORMAT = 1
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "safetensors", "pillow")
+RESOLVED = "recipe.resolved.json"
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins.
+
+    Attributes:
+        checkpoint: where to go on from, or None for a fresh start.
+        finished: there is nothing left to do.
+        notes: lines for the log.
+    """
+
+    checkpoint: Path | None = None
+    finished: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def open_run(recipe: "Recipe", *, resume: str = "auto", restart: bool = False) -> Start:
+    """Decide how the run of ``recipe`` begins and make its folder; every rank gets the same answer.
+
+    Args:
+        recipe: what is about to run.
+        resume: ``auto`` goes on where the folder holds the same recipe; ``never`` refuses a folder that is in use.
+        restart: move an old run aside and begin anew.
+
+    Raises:
+        RecipeError: the folder holds another recipe's run; the message lists the keys that differ.
+        CheckpointError: the folder has checkpoints, and none is whole.
+    """
+    decision: Start | str = ""
+    if is_main():
+        try:
+            decision = _decide(recipe, resume, restart)
+        except (RecipeError, CheckpointError) as error:
+            decision = f"{type(error).__name__}:{error}"
+    decision = broadcast_object(decision)
+    barrier()
+    if isinstance(decision, str):
+        name, message = decision.split(":", 1)
+        raise (RecipeError if name == "RecipeError" else CheckpointError)(message)
+    return decision
+
+
+def _decide(recipe: "Recipe", resume: str, restart: bool) -> Start:
+    run = Path(recipe.output)
+    notes: list[str] = []
+    if restart and run.exists():
+        notes.append(f"the old run is kept as {_move_aside(run)}")
+    if (run / RESOLVED).exists():
+        if resume == "never":
+            raise RecipeError(
+                f"{run} holds a run already and --resume never was given: use --restart to move it aside, "
+                "or another output folder"
+            )
+        return _go_on(recipe, run)
+    if run.exists() and any(run.iterdir()):
+        raise RecipeError(f"output: {run} is not empty and holds no run of this tool: give another folder")
+    run.mkdir(parents=True, exist_ok=True)
+    _write_recipe(run, recipe)
+    return Start(notes=tuple(notes))
+
+
+def _go_on(recipe: "Recipe", run: Path) -> Start:
+    old = read_json(run / RESOLVED)
+    differing = differing_keys(old, recipe.model_dump(mode="json"))
+    if differing - {"train.length"}:
+        lines = "".join(f"\n  {key}" for key in sorted(differing))
+        raise RecipeError(
+            f"{run} holds a run of another recipe; these keys differ:{lines}\n"
+            "Use --restart to move that run aside, or set another output."
+        )
+    folder, passed_over = newest_valid(run)
+    if folder is None and checkpoints(run):
+        reasons = "".join(f"\n  {line}" for line in passed_over)
+        raise CheckpointError(f"{run}: no checkpoint is whole:{reasons}\nUse --restart to begin anew.")
+    finished = (run / "manifest.json").exists() and read_json(run / "manifest.json").get("status") == "finished"
+    if finished and not differing and folder is not None:
+        return Start(folder, True, (f"{run} is finished: nothing to do (--restart begins anew)",))
+    _write_recipe(run, recipe)
+    notes = list(passed_over)
+    notes.append(f"going on from {folder.name}" if folder else "beginning anew: no checkpoint was written yet")
+    if folder and differing:
+        notes.append(f"train.length changed from {old['train']['length']} to {recipe.train.length}")
+    return Start(folder, False, tuple(notes))
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted keys whose values differ; ``output`` may, since a run folder can be moved."""
+    found = set()
+    for key in {*old, *new}:
+        dotted = f"{prefix}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= differing_keys(before, after, f"{dotted}.")
+        elif before != after and dotted != "output":
+            found.add(dotted)
+    return found
+
+
+def _write_recipe(run: Path, recipe: "Recipe") -> None:
+    write_json(run / RESOLVED, recipe.model_dump(mode="json"))
+
+
+def _move_aside(run: Path) -> Path:
+    number = 1
+    while (aside := run.with_name(f"{run.name}.old-{number}")).exists():
+        number += 1
+    shutil.move(run, aside)
+    return aside
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run depends on."""
+    found = {"python": platform.python_version(), "mmtune": importlib.metadata.version("mmtune") if _installed() else "source"}
+    return {**found, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def _installed() -> bool:
+    try:
+        importlib.metadata.version("mmtune")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def update_manifest(run: Path, **values: Any) -> None:
+    """Set keys of ``manifest.json``, on the main rank only."""
+    if not is_main():
+        return
+    path = run / "manifest.json"
+    manifest = read_json(path) if path.exists() else {"format": FORMAT}
+    write_json(path, {**manifest, **values})
+
+
+def write_quarantine(run: Path, bad: "list[Any]") -> None:
+    """``quarantine.jsonl``: one line per bad item with where, reason and split; the file is there even when empty."""
+    import json
+    from dataclasses import asdict
+
+    if is_main():
+        write_text(run / "quarantine.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in bad))
+
+
+def trained_steps(run: Path) -> int:
+    """The step of the newest whole checkpoint, 0 when there is none."""
+    folder, _ = newest_valid(run)
+    return read_state(folder).step if folder else 0

@@ -1,0 +1,128 @@
+"""What stands between a recipe and the loop: the accelerator, precision, the batch layout, and when things are due."""
+
+import importlib.util
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune.batch_building import Layout
+from mmtune.ground.errors import RecipeError
+from mmtune.train_loop import Cadence
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mmtune.recipe_schema import Recipe
+
+TRACKER_PACKAGES = {"tensorboard": "tensorboard"}
+"""Tracker -> the package it needs; accelerate drops a tracker that is not installed without a word."""
+
+
+def refuse_launcher() -> None:
+    """Refuse launches that shard the model.
+
+    Raises:
+        RecipeError: FSDP or DeepSpeed was asked for.
+    """
+    for name, label in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(name, "false").lower() in ("1", "true", "yes"):
+            raise RecipeError(
+                f"launched under {label}: it is not supported, because a 0-dim temperature cannot be sharded and the exact "
+                "large batch needs whole embeddings on every rank. Launch with --multi_gpu for data parallelism."
+            )
+
+
+def resolve_precision(precision: str) -> str:
+    """The mixed precision for accelerate: ``no``, ``bf16`` or ``fp16``; ``auto`` is bf16 on a GPU that has it.
+
+    Raises:
+        RecipeError: fp16 without a GPU.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+    if precision == "auto":
+        return "bf16" if gpu and torch.cuda.is_bf16_supported() else "no"
+    if precision == "fp16" and not gpu:
+        raise RecipeError("train.precision: fp16 needs a GPU; use fp32 or auto here")
+    return {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+
+
+def start_accelerator(recipe: "Recipe") -> "Accelerator":
+    """Join the process group and start the trackers.
+
+    Raises:
+        RecipeError: a tracker whose package is not installed; an unsupported launch; fp16 without a GPU.
+    """
+    refuse_launcher()
+    missing = [t for t in recipe.train.trackers if importlib.util.find_spec(TRACKER_PACKAGES[t]) is None]
+    if missing:
+        raise RecipeError(
+            f"train.trackers: {', '.join(missing)} not installed: pip install 'mmtune[{','.join(missing)}]' or drop it"
+        )
+    from accelerate import Accelerator
+
+    return Accelerator(
+        mixed_precision=resolve_precision(recipe.train.precision),
+        log_with=list(recipe.train.trackers) or None,
+        project_dir=str(recipe.output),
+    )
+
+
+def start_trackers(accelerator: "Accelerator", recipe: "Recipe") -> None:
+    """Open the trackers with the recipe's plain values."""
+    if recipe.train.trackers:
+        flat = {f"{section}.{key}": str(value) for section, values in recipe.model_dump(mode="json").items()
+                if isinstance(values, dict) for key, value in values.items()}
+        accelerator.init_trackers(Path(recipe.output).name, config=flat)
+
+
+def autocast_of(accelerator: "Accelerator") -> AbstractContextManager[Any]:
+    """The context of a forward pass."""
+    context: AbstractContextManager[Any] = accelerator.autocast()
+    return context
+
+
+def make_layout(recipe: "Recipe", num_items: int, num_ranks: int) -> Layout:
+    """How the training items are cut into steps.
+
+    Raises:
+        RecipeError: the batch does not divide, or is larger than an epoch.
+    """
+    batch = recipe.train.batch
+    share, rest = divmod(batch, num_ranks)
+    micro = recipe.train.micro_batch or share
+    if rest or share % micro:
+        raise RecipeError(
+            f"train.batch {batch} is not divisible by {num_ranks} rank(s) x train.micro_batch {micro}: "
+            f"try batch {max(1, batch // (num_ranks * micro)) * num_ranks * micro}"
+        )
+    if num_items < batch:
+        raise RecipeError(f"train.batch {batch} is larger than an epoch of {num_items} items: use at most {num_items}")
+    return Layout(num_items, batch, micro, num_ranks, recipe.seed)
+
+
+def total_steps(recipe: "Recipe", layout: Layout) -> int:
+    """The run's length in optimizer steps."""
+    return recipe.train.length.in_steps(steps_per_epoch=layout.steps_per_epoch, batch=layout.batch)
+
+
+def in_steps(duration: Any, layout: Layout, total: int) -> int:
+    """A duration of the recipe in optimizer steps; None is 0 (never)."""
+    if duration is None:
+        return 0
+    steps: int = duration.in_steps(steps_per_epoch=layout.steps_per_epoch, batch=layout.batch, total_steps=total)
+    return steps
+
+
+def make_cadence(recipe: "Recipe", layout: Layout) -> Cadence:
+    """When to log, save and evaluate."""
+    total = total_steps(recipe, layout)
+    train = recipe.train
+    return Cadence(
+        total=total,
+        log=in_steps(train.log_every, layout, total),
+        save=in_steps(recipe.checkpoint.every, layout, total),
+        evaluate=in_steps(train.evaluate_every, layout, total),
+    )

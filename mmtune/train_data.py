@@ -1,0 +1,156 @@
+"""The data of a run and what is said about it: splits opened and checked, the validation score, the manifest's facts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmtune.contrastive_step import StepContext
+from mmtune.ground.errors import DataError
+from mmtune.ground.records import BadItem
+from mmtune.ground.run_log import RunLog
+from mmtune.sources import OpenedSplit, open_split, split_names
+
+if TYPE_CHECKING:
+    from mmtune.recipe_schema import Recipe
+
+EVALUATION_BATCH = 64
+"""Samples per forward pass when scoring; it changes memory and speed only."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The splits a run reads.
+
+    Attributes:
+        train: what is trained on.
+        validation: what the best checkpoint is chosen by, None where nothing is evaluated while training.
+        bad: everything that was quarantined when the splits were opened.
+    """
+
+    train: OpenedSplit
+    validation: OpenedSplit | None
+    bad: tuple[BadItem, ...]
+
+
+def open_checked(recipe: "Recipe", split: str) -> OpenedSplit:
+    """Open a split and hold it against ``max_bad_fraction``.
+
+    Raises:
+        DataError: the split is not there, is empty, or too much of it is bad.
+    """
+    names = split_names(recipe.data)
+    if split not in names:
+        raise DataError(f"data: there is no split {split!r}; the source has {', '.join(names) or 'none'}")
+    opened = open_split(recipe.data, split, seed=recipe.seed)
+    limit = recipe.data.max_bad_fraction
+    if len(opened.bad) > limit * max(opened.num_seen, 1):
+        shown = "".join(f"\n  {item.where}: {item.reason}" for item in opened.bad[:10])
+        more = f"\n  and {len(opened.bad) - 10} more" if len(opened.bad) > 10 else ""
+        raise DataError(
+            f"data: {len(opened.bad)} of {opened.num_seen} items of split {split!r} are bad, more than "
+            f"max_bad_fraction={limit:g} allows:{shown}{more}"
+        )
+    if not opened.samples:
+        raise DataError(f"data: split {split!r} is empty")
+    return opened
+
+
+def open_training_data(recipe: "Recipe", log: RunLog) -> TrainingData:
+    """Open the training split, and the validation split where the recipe evaluates while training."""
+    train = open_checked(recipe, "train")
+    validation = open_checked(recipe, "validation") if recipe.train.evaluate_every else None
+    bad = tuple(item for opened in (train, validation) if opened for item in opened.bad)
+    for item in bad[:10]:
+        log.line(f"quarantined {item.where}: {item.reason}")
+    if len(bad) > 10:
+        log.line(f"and {len(bad) - 10} more, see quarantine.jsonl")
+    return TrainingData(train, validation, bad)
+
+
+def make_context(recipe: "Recipe", adapted: Any, task: Any, accelerator: Any) -> StepContext:
+    """What one training step needs."""
+    scaler = accelerator.scaler
+    context = StepContext(
+        backbone=adapted.backbone,
+        task=task,
+        section=recipe.task,
+        trainable=adapted.trainable(),
+        device=accelerator.device,
+        autocast=accelerator.autocast,
+        seed=recipe.seed,
+    )
+    if scaler is not None:
+        context.scale = scaler.scale
+    return context
+
+
+def make_validation(
+    recipe: "Recipe", adapted: Any, split: OpenedSplit | None, context: StepContext
+) -> Callable[[], dict[str, float]] | None:
+    """A function that scores the adapted model on the validation split."""
+    if split is None:
+        return None
+
+    def validate() -> dict[str, float]:
+        from mmtune.scoring_loop import embed_split, score_embeddings
+
+        adapted.model.eval()
+        with context.autocast():
+            embedded = embed_split(
+                adapted.backbone,
+                split.samples,
+                device=context.device,
+                batch=EVALUATION_BATCH,
+                workers=recipe.train.workers,
+            )
+        return score_embeddings(embedded).values
+
+    return validate
+
+
+def describe_run(trainer: Any) -> dict[str, Any]:
+    """The manifest's facts about a run."""
+    from mmtune.run_folder import versions
+
+    recipe, adapted, state = trainer.recipe, trainer.adapted, trainer.state
+    trained = sum(part.num_trainable for part in adapted.parts)
+    return {
+        "versions": versions(),
+        "backbone": adapted.backbone.record(),
+        "adapter": recipe.adapter.kind,
+        "task": recipe.task.kind,
+        "seed": recipe.seed,
+        "world_size": trainer.layout.num_ranks,
+        "steps": state.step,
+        "best_checkpoint": state.best_checkpoint,
+        "validation": {recipe.train.best: state.best_score} if state.best_score is not None else None,
+        "trainable": {
+            "count": trained,
+            "share": sum(part.share for part in adapted.parts),
+            "parts": [asdict(part) for part in adapted.parts],
+        },
+        "data": {
+            "train_items": trainer.layout.num_items,
+            "dropped_per_epoch": trainer.layout.num_dropped,
+            "samples_trained": state.num_samples,
+            "captions_cut": state.num_long,
+            "bad": len(state.bad),
+        },
+        "seconds": round(state.seconds, 1),
+    }
+
+
+def describe_start(trainer: Any) -> Iterator[str]:
+    """Lines that say what is about to run."""
+    layout, backbone = trainer.layout, trainer.adapted.backbone
+    commit = backbone.description.commit
+    yield f"backbone {backbone.section.id} ({backbone.family.FAMILY.name}{f', commit {commit}' if commit else ''})"
+    yield (
+        f"data: {layout.num_items} items, {layout.steps_per_epoch} steps per epoch, {layout.num_dropped} left out of each "
+        f"epoch (the last short batch), {len(trainer.state.bad)} quarantined"
+    )
+    yield (
+        f"batch {layout.batch} = {layout.num_ranks} rank(s) x {layout.micro_batches_per_step} x micro-batch "
+        f"{layout.micro_batch}; {trainer.cadence.total} steps; precision {trainer.accelerator.mixed_precision}"
+    )
+    yield from trainer.liveness.start_table().splitlines()

@@ -1,0 +1,117 @@
+"""The story of ``finetune``: recipe in, run folder out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmtune.recipe_schema import Recipe
+
+
+def fit(recipe: "Recipe", *, resume: str = "auto", restart: bool = False) -> Path:
+    """Fine-tune as ``recipe`` says and return the run folder.
+
+    Args:
+        recipe: a checked recipe (``mmtune.load_recipe``).
+        resume: ``auto`` goes on where the run folder holds the same recipe; ``never`` refuses to.
+        restart: move an old run aside and begin anew.
+
+    Raises:
+        MmtuneError: whatever the user can mend; see ``mmtune.ground.errors``.
+    """
+    from mmtune.ground.run_log import RunLog
+    from mmtune.run_folder import open_run
+    from mmtune.run_setup import start_accelerator
+
+    accelerator = start_accelerator(recipe)
+    start = open_run(recipe, resume=resume, restart=restart)
+    run = Path(recipe.output)
+    log = RunLog(run)
+    for note in start.notes:
+        log.line(note)
+    if start.finished:
+        return run
+    trainer = _prepare(recipe, accelerator, log)
+    if start.checkpoint:
+        _go_on(trainer, start.checkpoint)
+    _train(trainer)
+    return run
+
+
+def _prepare(recipe: "Recipe", accelerator: Any, log: Any) -> Any:
+    """Data, then backbone, then adapter: what fails cheaply fails first."""
+    from mmtune.adapter_liveness import Liveness
+    from mmtune.adapters import attach
+    from mmtune.backbones import load
+    from mmtune.batch_building import EncodedPairs
+    from mmtune.ground.kind_folder import kind
+    from mmtune.ground.process_group import world_size
+    from mmtune.optimizer_setup import make_optimizer, make_schedule
+    from mmtune.run_setup import in_steps, make_cadence, make_layout, start_trackers
+    from mmtune.train_data import make_context, make_validation, open_training_data
+    from mmtune.train_loop import Trainer
+
+    data = open_training_data(recipe, log)
+    task = kind("tasks", recipe.task)
+    layout = make_layout(recipe, len(task.items(data.train.samples, recipe.data.captions)), world_size())
+    cadence = make_cadence(recipe, layout)
+    backbone = load(recipe.backbone, device=accelerator.device)
+    adapted = attach(backbone, recipe.adapter, seed=recipe.seed)
+    context = make_context(recipe, adapted, task, accelerator)
+    limit = backbone.family.text_limit(backbone.processor, backbone.model)
+    pairs = EncodedPairs(
+        data.train.samples, task, backbone.family, backbone.processor, recipe.data, recipe.seed, limit
+    )
+    optimizer = make_optimizer(adapted, recipe.train)
+    warmup = in_steps(recipe.train.warmup, layout, cadence.total)
+    schedule = make_schedule(optimizer, recipe.train, warmup_steps=warmup, total_steps=cadence.total)
+    start_trackers(accelerator, recipe)
+    trainer = Trainer(
+        recipe=recipe,
+        run=log.folder,
+        adapted=adapted,
+        context=context,
+        pairs=pairs,
+        layout=layout,
+        optimizer=optimizer,
+        schedule=schedule,
+        accelerator=accelerator,
+        cadence=cadence,
+        log=log,
+        liveness=Liveness(adapted),
+        validate=make_validation(recipe, adapted, data.validation, context),
+        num_seen=data.train.num_seen,
+    )
+    trainer.state.bad.extend(data.bad)
+    return trainer
+
+
+def _go_on(trainer: Any, checkpoint: Path) -> None:
+    """Put a checkpoint back; the log drops what lies beyond it."""
+    from mmtune.run_checkpoint import restore_checkpoint
+
+    trainer.state = restore_checkpoint(checkpoint, trainer.adapted, trainer.optimizer)
+    trainer.schedule.load_state_dict({**trainer.schedule.state_dict(), **trainer.state.schedule})
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(trainer.state.scaler)
+    trainer.log.cut_after(trainer.state.step)
+
+
+def _train(trainer: Any) -> None:
+    from mmtune.run_report import draw_curves
+    from mmtune.train_data import describe_run, describe_start
+    from mmtune.train_loop import train
+    from mmtune.run_folder import update_manifest, write_quarantine
+
+    update_manifest(trainer.run, status="running", **describe_run(trainer))
+    write_quarantine(trainer.run, trainer.state.bad)
+    for line in describe_start(trainer):
+        trainer.log.line(line)
+    try:
+        state = train(trainer)
+    finally:
+        write_quarantine(trainer.run, trainer.state.bad)
+    update_manifest(trainer.run, status="finished", **describe_run(trainer))
+    trainer.accelerator.end_training()
+    if trainer.log.active:
+        draw_curves(trainer.run)
+    trainer.log.line(f"finished: {state.step} steps, {state.num_samples} samples, {state.seconds:.0f} s; run folder {trainer.run}")
