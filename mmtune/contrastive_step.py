@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmtune.batch_building import Batch
-from mmtune.ground.process_group import all_reduce_sum, gather_rows, rank
+from mmtune.ground.process_group import all_reduce_sum, gather_objects, gather_rows, rank, world_size
 from mmtune.ground.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def _loss_of_all(
 
     images, mine = gather_rows(_rows([image for image, _ in embedded], context))
     texts, _ = gather_rows(_rows([text for _, text in embedded], context))
-    images.requires_grad_(), texts.requires_grad_()
+    images.requires_grad_()
+    texts.requires_grad_()
     image_keys, _ = gather_rows(_keys(batches, context.device))
     text_keys, _ = gather_rows(torch.cat([batch.text_keys for batch in batches]).to(context.device))
     positive = context.task.positives(image_keys, text_keys)
@@ -129,15 +130,16 @@ def _rows(parts: "list[Tensor]", context: StepContext) -> "Tensor":
     import torch
 
     full = [part for part in parts if part.shape[0]]
-    width = int(context.backbone.model.config.projection_dim) if not full else full[0].shape[1]
-    return torch.cat(full) if full else torch.zeros((0, width), device=context.device)
+    width = max(gather_objects([full[0].shape[1] if full else 0]))
+    if full:
+        return torch.cat(full)
+    dtype = torch.promote_types(next(iter(context.trainable.values())).dtype, torch.float32)
+    return torch.zeros((0, width), device=context.device, dtype=dtype)
 
 
 def _keys(batches: Sequence[Batch], device: "torch.device") -> "Tensor":
     """``int64[B, K]`` of a rank, K the widest of all micro-batches and ranks."""
     import torch
-
-    from mmtune.ground.process_group import gather_objects
 
     width = max(gather_objects([max(batch.image_keys.shape[1] for batch in batches)]))
     padded = [
@@ -153,16 +155,14 @@ def _sum_over_ranks(context: StepContext) -> None:
     """
     import torch
 
-    from mmtune.ground.process_group import world_size
-
     if world_size() == 1:
         return
-    once = {id(parameter) for parameter in context.temperature() if parameter is not None}
+    once = set(context.backbone.family.FAMILY.temperature)
     parameters = list(context.trainable.values())
-    for parameter in parameters:
+    for name, parameter in context.trainable.items():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        if id(parameter) in once and rank() > 0:
+        if name in once and rank() > 0:
             parameter.grad.zero_()
     flat = all_reduce_sum(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]))
     start = 0

@@ -7,21 +7,19 @@ checked too: `view_valid_parts` shows what of it is sound, and a check that need
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Discriminator, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from mmtune.ground.durations import Span
 from mmtune.ground.recipe_text import KeyPath
-from mmtune.recipe_keys import SectionClass, kind_of, sections_in
+from mmtune.metrics import retrieval_scores
+from mmtune.recipe_keys import SectionClass, kind_of, sections_in, suggest
 
 Finding = tuple[KeyPath, str]
 
-SCORES = tuple(
-    f"{direction}_{score}"
-    for direction in ("text_to_image", "image_to_text")
-    for score in ("recall@1", "recall@5", "recall@10", "median_rank", "mean_reciprocal_rank")
-)
-"""What validation measures; ``train.best`` names one of them."""
+DEFAULT_BEST = "text_to_image_recall@1"
+"""The score that chooses the best checkpoint where the recipe names none."""
 
 
 class AbsentKeyError(LookupError):
@@ -53,14 +51,24 @@ def view_valid_parts(section: SectionClass, values: Any) -> Any:
             if not field.is_required():
                 sound[name] = field.get_default(call_default_factory=True)
             continue
-        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])
         try:
-            sound[name] = adapter.validate_json(to_json(values[name]), strict=True)
+            sound[name] = _validator(field).validate_json(to_json(values[name]), strict=True)
         except ValidationError:
             inner = _chosen(sections_in(field.annotation), values[name])
             if inner is not None:
                 sound[name] = view_valid_parts(inner, values[name])
     return PartialSection(sound, set(sound) & set(values))
+
+
+def _validator(field: FieldInfo) -> TypeAdapter[Any]:
+    """What the section does with this one key."""
+    rules = list(field.metadata)
+    if isinstance(field.discriminator, str):
+        rules.append(Discriminator(field.discriminator))
+    annotation: Any = field.annotation
+    for rule in rules:
+        annotation = Annotated[annotation, rule]
+    return TypeAdapter(annotation)
 
 
 def _chosen(sections: list[SectionClass], values: Any) -> SectionClass | None:
@@ -161,32 +169,43 @@ def check_warmup(recipe: Any, world_size: int) -> Iterator[Finding]:
 
 
 def check_best(recipe: Any, world_size: int) -> Iterator[Finding]:
-    """The best checkpoint is chosen by a score that exists and is measured."""
-    best, every = recipe.train.best, recipe.train.evaluate_every
-    if best not in SCORES:
-        from mmtune.recipe_keys import suggest
-
-        near = suggest(best, SCORES)
+    """The best checkpoint is chosen by a score that there is."""
+    best, scores = recipe.train.best, [score.name for score in retrieval_scores()]
+    if best not in scores:
+        near = suggest(best, scores)
         meant = f"did you mean {near[0]}? The scores are" if near else "write one of"
-        yield ("train", "best"), f"there is no score {best!r}; {meant} {', '.join(SCORES)}"
-    elif every is None and best != type(recipe.train).model_fields["best"].default:
-        what = "no validation is asked for, so no checkpoint can be the best by it; write train.evaluate_every too"
-        yield ("train", "best"), what
+        yield ("train", "best"), f"there is no score {best!r}; {meant} {', '.join(scores)}"
 
 
-# --- quantization
+def check_best_is_measured(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """A score chosen by name is of no use where nothing is scored."""
+    if recipe.train.evaluate_every is None and recipe.train.best != DEFAULT_BEST:
+        what = "chooses among validation scores, and none are made; write train.evaluate_every, such as 10%"
+        yield ("train", "best"), f"{what}, or leave best out"
+
+
+# --- backbone x adapter
 
 
 def check_quantization(recipe: Any, world_size: int) -> Iterator[Finding]:
-    """What can be trained on a backbone whose weights are packed into 4 or 8 bits."""
+    """What cannot be trained on a backbone whose weights are packed into 4 or 8 bits."""
     quantize, adapter = recipe.backbone.quantize, recipe.adapter
     if quantize is None:
         return
     if adapter.kind == "full":
         what = f"full trains every weight, and those of a {quantize} backbone are packed; write kind: lora"
         yield ("adapter", "kind"), f"{what}, or backbone.quantize: null"
-    if adapter.kind == "lora" and adapter.use_dora and quantize == "8bit":
-        yield (("adapter", "use_dora"), "DoRA fails on an 8bit backbone; write use_dora: false, or quantize: 4bit or null")
+    if adapter.kind == "lora" and quantize == "8bit" and adapter.use_dora:
+        what = "DoRA needs the norm of weights, which 8bit layers do not give; write use_dora: false"
+        yield ("adapter", "use_dora"), f"{what}, or backbone.quantize: 4bit or null"
+
+
+def check_half_precision(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """Weights that are trained themselves are float32: small steps vanish in half precision."""
+    dtype, kind = recipe.backbone.dtype, recipe.adapter.kind
+    if dtype != "float32" and kind in ("full", "head_only"):
+        what = f"{dtype} is too coarse for weights that are trained, as kind {kind} does; write float32"
+        yield ("backbone", "dtype"), f"{what} (train.precision: bf16 still computes in bfloat16)"
 
 
 CHECKS: tuple[Callable[[Any, int], Iterator[Finding]], ...] = (
@@ -195,5 +214,7 @@ CHECKS: tuple[Callable[[Any, int], Iterator[Finding]], ...] = (
     check_durations,
     check_warmup,
     check_best,
+    check_best_is_measured,
     check_quantization,
+    check_half_precision,
 )

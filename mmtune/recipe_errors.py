@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mmtune.ground.recipe_text import KeyPath, RecipeText
+from mmtune.ground.recipe_text import KeyPath, RecipeText, dotted
 from mmtune.recipe_keys import SectionClass, explain_unknown_key, kind_of, sections_in, suggest
 
 SHAPE_ERRORS = {"extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found"}
@@ -56,7 +56,7 @@ def _check_section(
     by_kind = {kind_of(section): section for section in choices}
     fitting = list(choices)
     if any(by_kind):
-        chosen = by_kind.get(values.get("kind")) if isinstance(values.get("kind"), str) else None
+        chosen = by_kind.get(str(values.get("kind")))
         if chosen is None:
             _report_kind(text, values, path, sorted(by_kind))
         else:
@@ -114,13 +114,10 @@ def find_value_problems(text: RecipeText, error: ValidationError) -> None:
             grouped.setdefault(_path_of(text.values, details), []).append(details)
     known = {problem.key for problem in text.problems}
     for path, group in grouped.items():
-        covered = any(other[: len(path)] == path and len(other) > len(path) for other in grouped)
-        if covered and path:
-            continue  # the value has the right shape and something inside it is wrong
-        before = len(text.problems)
+        inside = any(other[: len(path)] == path and len(other) > len(path) for other in grouped)
+        if dotted(path) in known or (inside and path):
+            continue  # said already, or the value has the right shape and something inside it is wrong
         text.report(path, _explain(text, path, group))
-        if text.problems[before].key in known:
-            text.problems.pop()
 
 
 def _path_of(values: Any, details: ErrorDetails) -> KeyPath:
@@ -128,14 +125,11 @@ def _path_of(values: Any, details: ErrorDetails) -> KeyPath:
     path: list[str | int] = []
     current = values
     for part in details["loc"]:
-        is_tag = isinstance(current, dict) and part == current.get("kind") and part not in current
-        if isinstance(current, dict) and part in current and not is_tag:
+        in_mapping = isinstance(current, dict) and part in current
+        in_list = isinstance(current, list) and isinstance(part, int) and part < len(current)
+        if in_mapping or in_list:
             current = current[part]
-        elif isinstance(current, list) and isinstance(part, int) and part < len(current):
-            current = current[part]
-        else:
-            continue
-        path.append(part)
+            path.append(part)
     if details["type"] == "value_error" and isinstance(current, dict):
         # A rule over several keys of a section: it stands where the key stands that the message begins with.
         first = str(details["ctx"]["error"]).split(maxsplit=1)[0].rstrip(":,")
@@ -179,7 +173,7 @@ def _choices(details: ErrorDetails) -> list[str]:
 def _hint(text: RecipeText, path: KeyPath, value: Any, asked: set[str], group: Sequence[ErrorDetails]) -> str:
     if "bool_type" in asked and str(value).lower() in OLD_BOOLS:
         return f": {OLD_BOOLS[str(value).lower()]} instead of {value}, which is text in YAML 1.2"
-    if "string_type" in asked and isinstance(value, (int, float)) and not isinstance(value, list):
+    if "string_type" in asked and isinstance(value, (int, float)):
         return f": '{text.spelled.get(path, value)}' in quotes"
     if asked & {"int_type", "int_from_float"} and isinstance(value, float) and value == int(value):
         return f": {int(value)}"

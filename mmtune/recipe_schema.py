@@ -7,7 +7,7 @@ Reading order: `Recipe` (what there is), `load_recipe`, then `recipe_keys` (the 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
@@ -17,11 +17,13 @@ from mmtune.ground.errors import RecipeError
 from mmtune.ground.kind_folder import section_union
 from mmtune.ground.recipe_text import Problem, RecipeText, dotted, read_recipe_text
 from mmtune.ground.sections import StrictSection
-from mmtune.recipe_checks import find_contradictions, view_valid_parts
+from mmtune.recipe_checks import DEFAULT_BEST, find_contradictions, view_valid_parts
 from mmtune.recipe_errors import find_shape_problems, find_value_problems
 
 if TYPE_CHECKING:
-    AnyAdapter = AnySource = AnyTask = Any
+    AnyAdapter: TypeAlias = Any
+    AnySource: TypeAlias = Any
+    AnyTask: TypeAlias = Any
 else:
     AnyAdapter = section_union("adapters")
     AnySource = section_union("sources")
@@ -51,9 +53,7 @@ class TrainSection(StrictSection):
     evaluate_every: Duration | None = Field(
         None, description="how often to score the validation split; null: never, and the last checkpoint is used"
     )
-    best: str = Field(
-        "text_to_image_recall@1", description="validation score by which the best checkpoint is chosen"
-    )
+    best: str = Field(DEFAULT_BEST, description="validation score by which the best checkpoint is chosen")
     log_every: Duration = Field(Span(10, "steps"), description="how often a line of metrics is written")
     trackers: list[Literal["tensorboard"]] = Field([], description="where metrics go besides metrics.jsonl")
 

@@ -57,7 +57,7 @@ def _prepare(recipe: "Recipe", accelerator: Any, log: Any) -> Any:
     backbone = load(recipe.backbone, device=accelerator.device)
     adapted = attach(backbone, recipe.adapter, seed=recipe.seed)
     context = make_context(recipe, adapted, task, accelerator)
-    limit = backbone.family.text_limit(backbone.processor, backbone.model)
+    limit = backbone.processor.tokenizer.model_max_length
     pairs = EncodedPairs(
         data.train.samples, task, backbone.family, backbone.processor, recipe.data, recipe.seed, limit
     )

@@ -88,8 +88,8 @@ def test_slicing_of_the_draws_and_company_change_nothing(monkeypatch):
     monkeypatch.setattr("mmtune.metrics._bootstrap.DRAWS_AT_ONCE", 80 * 7)
     sliced = difference_intervals(retrieval_scores(), both, {k: v[::-1] for k, v in both.items()}, groups, seed=3)
     assert whole == sliced
-    assert whole[RECALL.name] == interval(base, base[::-1], seed=3)
-    assert whole[RECALL.name] != interval(base, base[::-1], seed=4)
+    assert whole[MRR.name] == interval(base, base[::-1], score=MRR, seed=3)
+    assert whole[MRR.name] != interval(base, base[::-1], score=MRR, seed=4)
 
 
 def test_one_group_has_no_interval():

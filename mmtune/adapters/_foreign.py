@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.adapters._adapted import Adapted
+from mmtune.adapters._peft_warnings import old_names_allowed
 from mmtune.adapters._storage import ADAPTER_WEIGHTS, differences, peft_tensors
 from mmtune.ground.errors import CheckpointError
 from mmtune.ground.safe_files import load_tensors
@@ -54,7 +55,8 @@ def attach_foreign(backbone: "Backbone", folder: Path) -> Adapted:
         )
     read = load_tensors(folder / ADAPTER_WEIGHTS)
     try:
-        peft_model = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=False)
+        with old_names_allowed():
+            peft_model = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=False)
     except (ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{folder} does not fit {backbone.section.id}: {error}") from error
     adapted = Adapted(backbone, peft_model=peft_model)

@@ -21,7 +21,7 @@ def merge_into(adapted: Adapted, *, scale: float = 1.0) -> "nn.Module":
     import torch
 
     model = adapted.model
-    quantized = [name for name, value in model.named_parameters() if hasattr(value, "quant_state") or hasattr(value, "CB")]
+    quantized = [name for name, value in model.named_parameters() if not value.is_floating_point()]
     if quantized:
         raise BackboneError(f"cannot merge into quantized weights ({quantized[0]}, ...): dequantize the backbone first")
     with torch.no_grad():

@@ -10,7 +10,9 @@ class AdapterSection(StrictSection):
     """What every adapter has."""
 
     parts: list[str] = Field(min_length=1, description="parts of the backbone to train, such as vision and text")
-    temperature: bool = Field(True, description="train the backbone's temperature (logit_scale, SigLIP's logit_bias) too")
+    temperature: bool = Field(
+        True, description="train the backbone's temperature (logit_scale, SigLIP's logit_bias) too"
+    )
 
     @field_validator("parts")
     @classmethod

@@ -36,9 +36,8 @@ class Candidate:
 def part_problems(parts: list[str], family: "Family") -> list[str]:
     """Parts the family does not have, as messages."""
     there = ", ".join(family.parts)
-    return [
-        f"adapter.parts: {family.name} has no part {part!r}; there are {there}" for part in parts if part not in family.parts
-    ]
+    absent = [part for part in parts if part not in family.parts]
+    return [f"adapter.parts: {family.name} has no part {part!r}; there are {there}" for part in absent]
 
 
 def layers_of(section: Any, part: str) -> Choice:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mmtune.adapters._adapted import Inserted
+from mmtune.adapters._peft_warnings import old_names_allowed
 from mmtune.adapters._section import LayeredSection, no_repeats
 from mmtune.adapters._targets import find_targets, layer_problems, part_problems
 from mmtune.ground.seeding import seed_for
@@ -86,7 +87,8 @@ def insert(backbone: "Backbone", section: Section, seed: int) -> Inserted:
     config = _config(section, targets)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_for(seed, "adapter"))
-        peft_model = peft.get_peft_model(model, config, autocast_adapter_dtype=True)
+        with old_names_allowed():
+            peft_model = peft.get_peft_model(model, config, autocast_adapter_dtype=True)
     config = peft_model.peft_config["default"]
     config.target_modules = {name for names in targets.values() for name in names}
     config.base_model_name_or_path = backbone.section.id

@@ -57,13 +57,13 @@ def normalise(features: "Tensor") -> "Tensor":
 def embed_image(model: "nn.Module", batch: "Mapping[str, Tensor]") -> "Tensor":
     """Embeddings float[B, D] of ``batch["pixel_values"]``, L2-normalised, float32 at least."""
     inputs = {key: batch[key] for key in IMAGE_KEYS if key in batch}
-    return normalise(model.get_image_features(**inputs).pooler_output)  # type: ignore[operator, union-attr]
+    return normalise(model.get_image_features(**inputs).pooler_output)  # type: ignore[operator]
 
 
 def embed_text(model: "nn.Module", batch: "Mapping[str, Tensor]") -> "Tensor":
     """Embeddings float[B, D] of ``batch["input_ids"]`` int64[B, L], L2-normalised, float32 at least."""
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-    return normalise(model.get_text_features(**inputs).pooler_output)  # type: ignore[operator, union-attr]
+    return normalise(model.get_text_features(**inputs).pooler_output)  # type: ignore[operator]
 
 
 def spread_weights(model: "nn.Module", seed: int) -> None:

@@ -31,7 +31,7 @@ COMPONENTS = (
     "chat_template.jinja",
     "generation_config.json",
 )
-"""The processor, tokenizer, chat-template and generation files of a repository: what a merged model takes over as is."""
+"""Processor, tokenizer, chat-template and generation files of a repository: what a merged model takes over as is."""
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 BUILTIN = "builtin:"
@@ -159,9 +159,9 @@ def _fetch_components(description: Description) -> None:
 @contextmanager
 def _explained(section: Section) -> Iterator[None]:
     """Turn what the hub's client raises into what a person can do about it."""
-    import httpx
     from huggingface_hub import constants, errors
 
+    transport_error = getattr(errors, "HTTPError", errors.HfHubHTTPError)  # the HTTP library's own, whichever it is
     name, revision = section.id, section.revision or "main"
     page = f"{constants.ENDPOINT}/{name}"
     try:
@@ -185,7 +185,7 @@ def _explained(section: Section) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         offline = constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled)
         raise BackboneError(_unreachable(name, revision, offline)) from error
-    except httpx.HTTPError as error:
+    except (transport_error, errors.HfHubHTTPError) as error:
         raise BackboneError(f"backbone {name!r}: the hub did not answer as expected: {error}") from error
 
 
@@ -217,4 +217,6 @@ def _local_folder(section: Section, folder: Path) -> Path:
 
 def _refuse_revision(section: Section, what: str) -> None:
     if section.revision is not None:
-        raise BackboneError(f"backbone {section.id!r} is {what}, which has no revision {section.revision!r}: leave it out")
+        raise BackboneError(
+            f"backbone {section.id!r} is {what}, which has no revision {section.revision!r}: leave it out"
+        )

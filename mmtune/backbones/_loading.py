@@ -222,7 +222,8 @@ def _nearest(path: str, there: dict[str, Any]) -> str:
 
 def _limit_text(model: "nn.Module", processor: Any) -> None:
     """The tokenizer cuts at the text tower's limit, whatever the tokenizer's own files say."""
-    limit = int(model.config.text_config.max_position_embeddings)  # type: ignore[union-attr]
+    config: Any = model.config
+    limit = int(config.text_config.max_position_embeddings)
     processor.tokenizer.model_max_length = min(limit, processor.tokenizer.model_max_length)
 
 

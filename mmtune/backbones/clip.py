@@ -87,13 +87,16 @@ def check(model: "nn.Module", processor: Any) -> None:
     """
     end = model.config.text_config.eos_token_id  # type: ignore[union-attr]
     tokenizer = processor.tokenizer
+    if tokenizer.pad_token_id is None:
+        raise BackboneError("the tokenizer has no padding token, so texts cannot be batched")
     ids = tokenizer("a")["input_ids"]
     if end == LEGACY_END_OF_TEXT:
-        if ids[-1] != max(len(tokenizer) - 1, *ids) or tokenizer.pad_token_id > ids[-1]:
+        largest = max(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder), default=0)
+        if max(largest, *ids, tokenizer.pad_token_id) > ids[-1]:
             raise BackboneError(
-                f"text_config.eos_token_id is {LEGACY_END_OF_TEXT} (the old form: text is read at its largest token id), "
-                f"but the tokenizer ends texts with id {ids[-1]} and has larger ids (padding {tokenizer.pad_token_id}, "
-                f"{len(tokenizer)} tokens); set eos_token_id in config.json to {ids[-1]}"
+                f"text_config.eos_token_id is {LEGACY_END_OF_TEXT} (the old form: text is read at its largest token "
+                f"id), but the tokenizer ends texts with id {ids[-1]} and has larger ones (words up to {largest}, padding "
+                f"{tokenizer.pad_token_id}); set eos_token_id in config.json to {ids[-1]}"
             )
     elif end not in ids:
         raise BackboneError(

@@ -16,7 +16,6 @@ from mmtune.backbones._dual_encoder import (
     embed_text,
     encode_image,
     num_layers,
-    num_tokens,
     spread_weights,
     stack_images,
 )
@@ -55,10 +54,16 @@ FAMILY = Family(
 
 
 def encode_text(processor: Any, text: str) -> "dict[str, Tensor]":
-    """One text padded or cut to the tower's length: ``{"input_ids": int64[L]}``, the same L for every text."""
+    """One text, lowercased, padded or cut to the tower's length: ``{"input_ids": int64[L]}``, L the same for all.
+
+    Not every repository's tokenizer lowercases by itself (SigLIP 2 ships a plain Gemma tokenizer), but all checkpoints
+    were trained on lowercase text.
+
+    Source: transformers ``SiglipTokenizer`` (``do_lower_case``) and ``Siglip2Tokenizer`` ("SigLIP2 training default").
+    """
     tokenizer = processor.tokenizer
     encoded = tokenizer(
-        text,
+        text.lower(),
         padding="max_length",
         truncation=True,
         max_length=tokenizer.model_max_length,
@@ -66,6 +71,11 @@ def encode_text(processor: Any, text: str) -> "dict[str, Tensor]":
         return_tensors="pt",
     )
     return {"input_ids": encoded["input_ids"][0]}
+
+
+def num_tokens(processor: Any, text: str) -> int:
+    """Tokens of a text with its end token, before padding and any cut."""
+    return len(processor.tokenizer(text.lower(), truncation=False, verbose=False)["input_ids"])
 
 
 def pad(processor: Any, encoded: "Sequence[Mapping[str, Tensor]]") -> "dict[str, Tensor]":
@@ -80,7 +90,7 @@ def pad(processor: Any, encoded: "Sequence[Mapping[str, Tensor]]") -> "dict[str,
 
 def temperature(model: "nn.Module") -> "tuple[Tensor, Tensor | None]":
     """Log scale float[] and bias float[], as differentiable views of the live parameters (which have shape [1])."""
-    return model.logit_scale.reshape(()), model.logit_bias.reshape(())  # type: ignore[operator, union-attr]
+    return model.logit_scale.reshape(()), model.logit_bias.reshape(())  # type: ignore[operator]
 
 
 def check(model: "nn.Module", processor: Any) -> None:

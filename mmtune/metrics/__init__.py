@@ -66,7 +66,7 @@ def records() -> dict[str, MetricRecord]:
 
 
 def retrieval_scores() -> tuple[ScoreName, ...]:
-    """Every score that a retrieval split gets, both directions: what ``scores.json`` has and ``train.best`` may name."""
+    """Every score of a retrieval split, both directions: what ``scores.json`` has and ``train.best`` may name."""
     return tuple(
         ScoreName(f"{direction}_{record.key}" + ("" if k is None else f"@{k}"), direction, record, k)
         for direction in DIRECTIONS
@@ -99,7 +99,7 @@ def metric(name: str, **options: Any) -> "evaluate.Metric":
         recall = mmtune.metric("text_to_image_recall")
         recall.compute(predictions=similarities, references=positives, k=5)   # {"text_to_image_recall": 0.71}
 
-    ``predictions``: for each query the similarity to every item, float[Q, N]; ``references``: for each query the indices
+    ``predictions``: each query's similarity to every item, float[Q, N]; ``references``: for each query the indices
     of the items that are right.
 
     Raises:

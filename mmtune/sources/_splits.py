@@ -1,0 +1,146 @@
+"""Which split an image belongs to: by a column, by its file, or by the hash of a group that is never torn apart."""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mmtune.ground.durations import Duration, Span
+from mmtune.ground.errors import DataError
+from mmtune.ground.sections import StrictSection
+from mmtune.ground.seeding import fraction_for
+
+SplitName = Literal["train", "validation", "test"]
+
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+"""From seen to held out: an image that two splits claim stays in the later one."""
+
+
+def _as_share(span: Span) -> Span:
+    if span.unit != "%":
+        raise ValueError(f"'{span}' is not a share of the data; write a percentage such as '5%'")
+    return span
+
+
+Share = Annotated[Duration, AfterValidator(_as_share)]
+"""A percentage such as ``5%``."""
+
+
+class HashSplit(StrictSection):
+    """Shares of one table or folder, by hash: the same images whatever the seed, the order of rows or new rows."""
+
+    validation: Share = Field("0%", description="share of the groups that validate, such as 5%")  # type: ignore[assignment]
+    test: Share = Field("0%", description="share of the groups that test, such as 5%")  # type: ignore[assignment]
+    by: str | None = Field(
+        None,
+        description="column whose value names the group (a product, a patient): rows of one group are never in two "
+        "splits; null: the image",
+    )
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> "HashSplit":
+        if self.validation.amount + self.test.amount >= 100:
+            raise ValueError("validation and test take everything, which leaves nothing to train on")
+        return self
+
+    @property
+    def names(self) -> tuple[SplitName, ...]:
+        """The splits that get a share; ``train`` gets the rest."""
+        shares = {"train": 1.0, "validation": self.validation.amount, "test": self.test.amount}
+        return tuple(name for name in SPLITS if shares[name] > 0)
+
+    def assign(self, group: str) -> SplitName:
+        """The split of a group, a function of its name and the shares."""
+        place = 100 * fraction_for(group, "split")
+        if place < self.test.amount:
+            return "test"
+        return "validation" if place < self.test.amount + self.validation.amount else "train"
+
+
+class ColumnSplit(StrictSection):
+    """Splits that the table names: for each of our names the value (or values) in the column."""
+
+    train: str | list[str] | None = Field(None, description="value or values of the column that mean train")
+    validation: str | list[str] | None = Field(None, description="value or values of the column that mean validation")
+    test: str | list[str] | None = Field(None, description="value or values of the column that mean test")
+    column: str = Field("split", description="column that names the split; rows with other values are left out")
+
+    @model_validator(mode="after")
+    def _name_each_once(self) -> "ColumnSplit":
+        listed = [value for name in SPLITS for value in self._values(name)]
+        twice = sorted(value for value, count in Counter(listed).items() if count > 1)
+        if twice:
+            raise ValueError(f"{', '.join(map(repr, twice))} would be in two splits")
+        if not listed:
+            raise ValueError("no split is named; write for example {train: train, validation: val, test: test}")
+        return self
+
+    def _values(self, name: SplitName) -> list[str]:
+        value = getattr(self, name)
+        return [value] if isinstance(value, str) else list(value or [])
+
+    @property
+    def names(self) -> tuple[SplitName, ...]:
+        """The splits that are mapped."""
+        return tuple(name for name in SPLITS if self._values(name))
+
+    @property
+    def name_of(self) -> dict[str, SplitName]:
+        """Value in the column -> our name."""
+        return {value: name for name in SPLITS for value in self._values(name)}
+
+    def check_values(self, seen: Mapping[str, int], where: str) -> None:
+        """Every split that is mapped occurs.
+
+        Raises:
+            DataError: a split has no row; the values that occur are listed.
+        """
+        empty = [name for name in self.names if not any(value in seen for value in self._values(name))]
+        if empty:
+            there = ", ".join(f"'{value}' ({count} rows)" for value, count in list(seen.items())[:12]) or "none"
+            wanted = ", ".join(f"{name}: {getattr(self, name)!r}" for name in empty)
+            raise DataError(f"splits: {where} has no row for {wanted}; column '{self.column}' holds {there}")
+
+
+class SplitFiles(StrictSection):
+    """One table per split."""
+
+    train: str | None = Field(None, description="table of the train split")
+    validation: str | None = Field(None, description="table of the validation split")
+    test: str | None = Field(None, description="table of the test split")
+
+    @model_validator(mode="after")
+    def _name_one(self) -> "SplitFiles":
+        if not self.files:
+            raise ValueError("no file is named; write for example {train: train.csv, test: test.csv}")
+        return self
+
+    @property
+    def files(self) -> dict[SplitName, str]:
+        """Split -> path, for those that are named."""
+        named = {name: getattr(self, name) for name in SPLITS}
+        return {name: path for name, path in named.items() if path is not None}
+
+
+def most_held_out(names: Iterable[SplitName]) -> SplitName:
+    """Of several splits that claim an image, the one that keeps it: test before validation before train."""
+    return max(names, key=SPLITS.index)
+
+
+def join_groups(pairs: Iterable[tuple[Hashable, str]]) -> dict[str, str]:
+    """Groups that share an image become one, named after the smallest: (image, group) pairs -> {group: joined group}."""
+    leader: dict[str, str] = {}
+
+    def find(group: str) -> str:
+        leader.setdefault(group, group)
+        while leader[group] != group:
+            leader[group] = leader[leader[group]]
+            group = leader[group]
+        return group
+
+    first_of: dict[Hashable, str] = {}
+    for image, group in pairs:
+        one, other = find(first_of.setdefault(image, group)), find(group)
+        leader[max(one, other)] = min(one, other)
+    return {group: find(group) for group in list(leader)}

@@ -1,0 +1,69 @@
+"""Run by ``accelerate launch`` on two ranks: every way to share a batch, against the same batch on one rank."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from parity_cases import NUM, cut, distance, make_context, make_samples, run
+
+import mmtune.contrastive_step as step_module
+from mmtune.ground import process_group
+
+SHARES = {"equal": NUM // 2, "unequal": NUM - 5, "everything on rank 0": NUM}
+"""How many samples the first rank holds; the rest are the second's, which may be none."""
+
+
+def alone(function, *arguments):  # type: ignore[no-untyped-def]
+    """Call as if this were the only process."""
+    original = process_group._distributed
+    process_group._distributed = lambda: False
+    try:
+        return function(*arguments)
+    finally:
+        process_group._distributed = original
+
+
+def main(folder: Path, output: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    cases = []
+    for dtype in ("float64", "float32"):
+        for loss in ("infonce", "sigmoid"):
+            context = make_context(folder, dtype, loss)
+            samples = make_samples(context)
+            single_loss, single = alone(run, context, cut(context, samples, 0))
+            for name, first in SHARES.items():
+                mine = samples[:first] if rank == 0 else samples[first:]
+                batches = cut(context, mine, 6) if mine else cut(context, [], 1) or [step_batch(context)]
+                value, gradients = run(context, batches)
+                total = sum(float(g.double().sum()) for g in gradients.values())
+                totals = process_group.gather_objects([total])
+                cases.append(
+                    {
+                        "dtype": dtype,
+                        "loss_kind": loss,
+                        "share": name,
+                        "world_size": process_group.world_size(),
+                        "loss": value,
+                        "single_rank_loss": single_loss,
+                        "gradient_distance": distance(single, gradients),
+                        "ranks_agree": totals[0] == totals[1],
+                    }
+                )
+    if accelerator.is_main_process:
+        output.write_text(json.dumps(cases))
+    accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()
+
+
+def step_batch(context: step_module.StepContext) -> step_module.Batch:
+    """A micro-batch that lost every sample."""
+    from parity_cases import make_batch
+
+    return make_batch(context, [])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

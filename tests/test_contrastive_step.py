@@ -1,0 +1,82 @@
+"""The exact large batch: micro-batches and ranks change memory, never the loss or a gradient."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parity_cases import NUM, TOLERANCE, cut, distance, make_context, make_samples, run
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_micro_batches_do_not_change_the_loss(tiny_clip_folder: Path, dtype: str, loss: str) -> None:
+    context = make_context(tiny_clip_folder, dtype, loss)
+    samples = make_samples(context)
+    whole_loss, whole = run(context, cut(context, samples, 0))
+    assert context.num_forwards == 1
+    for micro_batch in (6, 5):
+        context.num_forwards = 0
+        value, gradients = run(context, cut(context, samples, micro_batch))
+        assert context.num_forwards == 2 * -(-NUM // micro_batch)
+        assert value == pytest.approx(whole_loss, rel=TOLERANCE[dtype])
+        assert distance(whole, gradients) <= TOLERANCE[dtype]
+    assert set(whole) == set(context.trainable), "every trained tensor has a gradient, the temperature too"
+
+
+def test_negatives_of_other_micro_batches_do_matter(tiny_clip_folder: Path) -> None:
+    """The negation: the usual mean of micro-batch losses is far from the loss of the batch."""
+    context = make_context(tiny_clip_folder, "float64", "infonce")
+    samples = make_samples(context)
+    _, whole = run(context, cut(context, samples, 0))
+    parts = [run(context, [batch])[1] for batch in cut(context, samples, 6)]
+    mean = {name: torch.stack([part[name] for part in parts]).mean(0) for name in whole}
+    assert distance(whole, mean) > 0.05
+
+
+def test_dropout_draws_the_same_masks_in_both_passes(tiny_clip_folder: Path) -> None:
+    context = make_context(tiny_clip_folder, "float64", "infonce", dropout=0.3)
+    batches = cut(context, make_samples(context), 6)
+    family, model = context.backbone.family, context.backbone.model
+    seen: list[torch.Tensor] = []
+    original = family.embed_image
+
+    class Watched:
+        FAMILY = family.FAMILY
+        temperature, embed_text = staticmethod(family.temperature), staticmethod(family.embed_text)
+
+        @staticmethod
+        def embed_image(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            embedded: torch.Tensor = original(model, inputs)
+            seen.append(embedded.detach())
+            return embedded
+
+    context.backbone.family = Watched  # type: ignore[assignment]
+    run(context, batches)
+    first, second = seen[: len(batches)], seen[len(batches) :]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    model.eval()
+    assert not torch.equal(original(model, batches[0].inputs), first[0]), "dropout was on"
+
+
+def test_two_ranks_equal_one(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    """One launch of two real processes goes through every case and compares with its own single-rank result."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    script = [str(HERE / "launched" / "parity_on_two_ranks.py"), str(tiny_clip_folder), str(tmp_path / "out.json")]
+    done = subprocess.run(
+        [*launch, "--main_process_port", "0", *script], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cases = json.loads((tmp_path / "out.json").read_text())
+    assert len(cases) == 12
+    for case in cases:
+        assert case["world_size"] == 2
+        assert case["gradient_distance"] <= TOLERANCE[case["dtype"]], case
+        assert case["loss"] == pytest.approx(case["single_rank_loss"], rel=TOLERANCE[case["dtype"]]), case
+        assert case["ranks_agree"], case
