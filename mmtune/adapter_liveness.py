@@ -3,6 +3,7 @@
 LoRA's A has no gradient while B is zero, so parts are judged and not tensors, and only after the first updates.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,13 +54,21 @@ class Liveness:
         return self._table(("part", "modules", "trainable", "share"), num_columns=4)
 
     def after_backward(self) -> None:
-        """Look at the gradients of a whole step, before the update."""
-        trained = self.adapted.trainable()
+        """Look at the gradients of a whole step, before the update.
+
+        A step whose gradient is not finite (one that the fp16 scaler skips) does not count: parts are judged later.
+        """
+        gradients: dict[str, list[Tensor]] = {part: [] for part in self.lives}
+        for name, value in self.adapted.trainable().items():
+            if value.grad is not None:
+                gradients[self.adapted.part_of[name]].append(value.grad.detach())
+        norms = {part: _norm(each) for part, each in gradients.items()}
+        if not all(math.isfinite(norm) for norm in norms.values()):
+            self.last_step += 1
+            return
         for part, life in self.lives.items():
-            gradients = [v.grad for n, v in trained.items() if self.adapted.part_of[n] == part and v.grad is not None]
-            life.reached |= bool(gradients)
-            norm = sum(float(g.detach().double().square().sum()) for g in gradients) ** 0.5
-            life.gradient_norm = max(life.gradient_norm, norm)
+            life.reached |= bool(gradients[part])
+            life.gradient_norm = max(life.gradient_norm, norms[part])
 
     def after_step(self, step: int, say: Callable[[str], Any] = print) -> None:
         """After update number ``step``: at ``last_step`` say one row per part and judge them.
@@ -111,7 +120,8 @@ class Liveness:
         for report in self.adapted.parts:
             life = self.lives[report.part]
             cells = [report.part, str(report.num_modules), f"{report.num_trainable:,}", f"{report.share:.3%}"]
-            cells += [f"{life.gradient_norm:.3g}", f"{life.change or 0.0:.3g}", f"{life.num_moved}/{report.num_modules}"]
+            cells += [f"{life.gradient_norm:.3g}", f"{life.change or 0.0:.3g}"]
+            cells += [f"{life.num_moved}/{report.num_modules}"]
             rows.append(tuple(cells[:num_columns]))
         widths = [max(len(row[column]) for row in rows) for column in range(num_columns)]
         return "\n".join(

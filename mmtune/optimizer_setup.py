@@ -31,6 +31,17 @@ def make_schedule(optimizer: "Optimizer", section: Any, *, warmup_steps: int, to
     return schedule
 
 
+def move_schedule(schedule: "LambdaLR", step: int) -> None:
+    """Put a fresh schedule where it stands after ``step`` steps: its rate is a function of the step alone."""
+    schedule.last_epoch = step
+    schedule._step_count = step + 1
+    for group, base, factor in zip(
+        schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(step)
+    schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
+
+
 def optimizer_tensors(optimizer: "Optimizer") -> "dict[str, Tensor]":
     """The optimizer's state as named tensors: ``PARAMETER//STATE``."""
     import torch

@@ -15,6 +15,7 @@ from mmtune.ground.durations import Span
 from mmtune.ground.recipe_text import KeyPath
 from mmtune.metrics import retrieval_scores
 from mmtune.recipe_keys import SectionClass, kind_of, sections_in, suggest
+from mmtune.sources import split_names
 
 Finding = tuple[KeyPath, str]
 
@@ -168,6 +169,19 @@ def check_warmup(recipe: Any, world_size: int) -> Iterator[Finding]:
 # --- validation
 
 
+def check_splits(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """The splits that the run reads are named. Subfolders are looked at later, with the data."""
+    data = recipe.data
+    if isinstance(data, PartialSection) or (data.kind == "image_folder" and data.split is None):
+        return
+    names = split_names(data)
+    if "train" not in names:
+        yield ("data",), f"there is no split train to learn from; it has {', '.join(names)}"
+    if recipe.train.evaluate_every is not None and "validation" not in names:
+        what = f"scores the split validation, and data has {', '.join(names)}; name one there"
+        yield ("train", "evaluate_every"), f"{what}, or write evaluate_every: null"
+
+
 def check_best(recipe: Any, world_size: int) -> Iterator[Finding]:
     """The best checkpoint is chosen by a score that there is."""
     best, scores = recipe.train.best, [score.name for score in retrieval_scores()]
@@ -179,7 +193,8 @@ def check_best(recipe: Any, world_size: int) -> Iterator[Finding]:
 
 def check_best_is_measured(recipe: Any, world_size: int) -> Iterator[Finding]:
     """A score chosen by name is of no use where nothing is scored."""
-    if recipe.train.evaluate_every is None and recipe.train.best != DEFAULT_BEST:
+    known = recipe.train.best in {score.name for score in retrieval_scores()}
+    if known and recipe.train.evaluate_every is None and recipe.train.best != DEFAULT_BEST:
         what = "chooses among validation scores, and none are made; write train.evaluate_every, such as 10%"
         yield ("train", "best"), f"{what}, or leave best out"
 
@@ -213,6 +228,7 @@ CHECKS: tuple[Callable[[Any, int], Iterator[Finding]], ...] = (
     check_pool_of_negatives,
     check_durations,
     check_warmup,
+    check_splits,
     check_best,
     check_best_is_measured,
     check_quantization,

@@ -22,7 +22,7 @@ EXPECTED = {
     "string_type": "text",
     "list_type": "a list such as [a, b]",
     "tuple_type": "a list such as [a, b]",
-    "dict_type": "a mapping such as {a: 1}",
+    "dict_type": "a mapping such as {key: value}",
     "model_type": "a section such as {key: value}",
     "model_attributes_type": "a section such as {key: value}",
     "none_required": "null",
@@ -88,11 +88,15 @@ def _report_unknown(
     fitting: Sequence[SectionClass],
     path: KeyPath,
 ) -> None:
-    others = [kind_of(section) for section in choices if path[-1] in section.model_fields]
-    if others:
-        text.report(path, f"is a key of kind {' and '.join(others)}, not of {kind_of(fitting[0])}; delete it")
-        return
+    word = str(path[-1])
     level = dict.fromkeys(name for section in fitting for name in section.model_fields)
+    of_all_kinds = dict.fromkeys(name for section in choices for name in section.model_fields)
+    meant = word if word in of_all_kinds else next(iter(suggest(word, level) or suggest(word, of_all_kinds)), "")
+    if meant and meant not in level:
+        kinds = " and ".join(kind_of(section) for section in choices if meant in section.model_fields)
+        start = "is" if meant == word else f"is no key of this section; {meant} would be"
+        text.report(path, f"{start} a key of kind {kinds}, not of {kind_of(fitting[0])}; delete it")
+        return
     names = [part for part in path if isinstance(part, str)]
     text.report(path, explain_unknown_key(root, names, level))
 
@@ -110,7 +114,7 @@ def find_value_problems(text: RecipeText, error: ValidationError) -> None:
     """Report what is wrong with the values, one problem per key however many ways there were to write it."""
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        if details["type"] not in SHAPE_ERRORS:
+        if not (details["type"] in SHAPE_ERRORS and isinstance(details["input"], dict)):
             grouped.setdefault(_path_of(text.values, details), []).append(details)
     known = {problem.key for problem in text.problems}
     for path, group in grouped.items():
@@ -152,6 +156,8 @@ def _explain(text: RecipeText, path: KeyPath, group: Sequence[ErrorDetails]) -> 
 def _explain_rule(details: ErrorDetails, shown: str) -> str:
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
+    if details["type"] == "missing":  # of a list with a fixed number of entries
+        return f"{shown} has too few entries"
     if details["type"] in LIMITS:
         name, words = LIMITS[details["type"]]
         return f"{shown} {words.format(details['ctx'][name])}"

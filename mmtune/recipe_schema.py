@@ -7,7 +7,7 @@ Reading order: `Recipe` (what there is), `load_recipe`, then `recipe_keys` (the 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
@@ -30,6 +30,9 @@ else:
     AnyTask = section_union("tasks")
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainSection(StrictSection):
     """How long, how fast and in which precision to train."""
 
@@ -44,7 +47,7 @@ class TrainSection(StrictSection):
     )
     warmup: Duration = Field(Span(5, "%"), description="learning rate rises from 0 for so long; '5%' of the run")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (AdamW) of matrices")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay rates of AdamW's two averages, as CLIP's")
+    betas: tuple[Share, Share] = Field((0.9, 0.98), description="decay rates of AdamW's two averages, as CLIP's")
     max_grad_norm: float | None = Field(1.0, gt=0, description="gradients are scaled down to this norm; null: never")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the forward pass; auto: bf16 on a GPU that has it, else fp32"

@@ -39,13 +39,12 @@ class TrainState:
     """Where a run stands, beside its tensors.
 
     Attributes:
-        step: finished optimizer steps; with the recipe's seed this is the data position too.
+        step: finished optimizer steps; with the recipe it is the data position and the schedule's position too.
         num_samples: samples that were trained on.
         num_long: captions that were cut to the text tower's limit.
         num_skipped: steps that the fp16 scaler skipped, and how many of them in a row until now.
         bad: what was quarantined while training, each once.
         best: the best validation score so far and the checkpoint that has it.
-        schedule: state of the learning-rate schedule.
         scaler: state of the fp16 scaler.
     """
 
@@ -58,7 +57,6 @@ class TrainState:
     bad: list[BadItem] = field(default_factory=list)
     best_score: float | None = None
     best_checkpoint: str | None = None
-    schedule: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""The run folder: whether to start, go on, continue longer or refuse; and the manifest that every other command reads."""
+"""The run folder: whether to start, go on, train longer or refuse; and the manifest that every other command reads."""
 
 import importlib.metadata
 import platform
@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
 
 FORMAT = 1
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "safetensors", "pillow")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "evaluate",
+    "safetensors",
+    "pillow",
+)
 RESOLVED = "recipe.resolved.json"
 
 
@@ -131,7 +141,10 @@ def _move_aside(run: Path) -> Path:
 
 def versions() -> dict[str, str]:
     """The versions that a run depends on."""
-    found = {"python": platform.python_version(), "mmtune": importlib.metadata.version("mmtune") if _installed() else "source"}
+    found = {
+        "python": platform.python_version(),
+        "mmtune": importlib.metadata.version("mmtune") if _installed() else "source",
+    }
     return {**found, **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 

@@ -28,8 +28,8 @@ def refuse_launcher() -> None:
     for name, label in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(name, "false").lower() in ("1", "true", "yes"):
             raise RecipeError(
-                f"launched under {label}: it is not supported, because a 0-dim temperature cannot be sharded and the exact "
-                "large batch needs whole embeddings on every rank. Launch with --multi_gpu for data parallelism."
+                f"launched under {label}: it is not supported, because a 0-dim temperature cannot be sharded and "
+                "the exact large batch needs whole embeddings on every rank. Launch with --multi_gpu."
             )
 
 
@@ -73,8 +73,12 @@ def start_accelerator(recipe: "Recipe") -> "Accelerator":
 def start_trackers(accelerator: "Accelerator", recipe: "Recipe") -> None:
     """Open the trackers with the recipe's plain values."""
     if recipe.train.trackers:
-        flat = {f"{section}.{key}": str(value) for section, values in recipe.model_dump(mode="json").items()
-                if isinstance(values, dict) for key, value in values.items()}
+        flat = {
+            f"{section}.{key}": str(value)
+            for section, values in recipe.model_dump(mode="json").items()
+            if isinstance(values, dict)
+            for key, value in values.items()
+        }
         accelerator.init_trackers(Path(recipe.output).name, config=flat)
 
 

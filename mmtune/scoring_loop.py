@@ -4,13 +4,12 @@ Every image and every different caption is embedded once. Batches are fixed by t
 take whole batches in turn, so that each forward pass, and with it the result, is the same however many ranks or
 workers there are. Memory holds the embeddings and a slice of the similarities, never all of them.
 
-Letters: I images, T texts, D embedding width, M pairs (text, image).
+Letters: I images, T texts, D embedding width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +17,9 @@ import numpy as np
 from mmtune.ground.errors import DataError, TrainingError
 from mmtune.ground.process_group import gather_objects, gather_rows, rank, world_size
 from mmtune.ground.records import BadItem, ImageReference, Sample
-from mmtune.ground.seeding import text_key
 from mmtune.metrics import retrieval_scores
-from mmtune.metrics._bootstrap import joined_groups
 from mmtune.metrics._ranking import Positives, ranks_of_embeddings
+from mmtune.scored_split import SplitEmbeddings, assemble, list_content
 
 if TYPE_CHECKING:
     import torch
@@ -32,57 +30,38 @@ Progress = Callable[[str, int, int], None]
 """Called with ("images" or "texts", how many this rank has done, how many all ranks have)."""
 
 
-@dataclass(frozen=True)
-class SplitTexts:
-    """A split without its pixels: which images and texts there are and which belong together.
+@dataclass
+class EncodedBatches:
+    """Encoded batches of one split, kept so that a second model does not decode every image again.
 
     Attributes:
-        images: one reference per different image (by ``key``), in the order of the samples.
-        image_ids: the id of the first sample that shows each image.
-        texts: one text per different caption (by ``text_key``), in the order of the samples.
-        pairs: int64[M, 2], (text, image), each pair once, sorted; a caption in ``captions`` or ``also_true``.
-        image_groups: what a sample says of its ``group``, "" where it says nothing.
+        max_bytes: a split that needs more is read again instead.
+        kept: ``images`` and ``texts`` -> their batches on this rank, once a whole pass has fitted.
     """
 
-    images: tuple[ImageReference, ...]
-    image_ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    pairs: np.ndarray
-    image_groups: tuple[str, ...]
+    max_bytes: int = 1 << 30
+    kept: dict[str, list[Any]] = field(default_factory=dict)
+
+    def through(self, kind: str, batches: Iterator[Any]) -> Iterator[Any]:
+        """The kept batches of ``kind`` where there are any, else ``batches``, which are kept if they fit."""
+        if kind in self.kept:
+            yield from self.kept[kind]
+            return
+        passed: list[Any] | None = []
+        num_bytes = sum(_num_bytes(inputs) for each in self.kept.values() for _, inputs, _ in each)
+        for places, inputs, bad in batches:
+            yield places, inputs, bad
+            num_bytes += _num_bytes(inputs)
+            if passed is not None and num_bytes <= self.max_bytes:
+                passed.append((places, {name: tensor.clone() for name, tensor in inputs.items()}, bad))
+            else:
+                passed = None
+        if passed is not None:
+            self.kept[kind] = passed
 
 
-@dataclass(frozen=True)
-class SplitEmbeddings:
-    """A split as a backbone sees it.
-
-    Attributes:
-        image_embeds: float32[I, D], L2-normalised.
-        text_embeds: float32[T, D], L2-normalised.
-        image_ids: the id of each image's first sample.
-        images: the references behind ``image_embeds``, not decoded.
-        texts: the captions behind ``text_embeds``.
-        text_to_image: the right images of every text.
-        image_to_text: the right texts of every image.
-        image_groups: int64[I], connected through shared images, captions or sample groups.
-        text_groups: int64[T], in the same numbering.
-        bad: images that could not be read; they and the texts that only they show are in no array.
-    """
-
-    image_embeds: np.ndarray
-    text_embeds: np.ndarray
-    image_ids: tuple[str, ...]
-    images: tuple[ImageReference, ...]
-    texts: tuple[str, ...]
-    text_to_image: Positives
-    image_to_text: Positives
-    image_groups: np.ndarray
-    text_groups: np.ndarray
-    bad: tuple[BadItem, ...]
-
-    @property
-    def num_groups(self) -> int:
-        """How many groups the bootstrap can draw from."""
-        return int(self.text_groups.max()) + 1
+def _num_bytes(inputs: "dict[str, Tensor]") -> int:
+    return sum(tensor.nbytes for tensor in inputs.values())
 
 
 @dataclass(frozen=True)
@@ -108,6 +87,7 @@ def embed_split(
     precision: str = "fp32",
     split: str = "",
     progress: Progress | None = None,
+    keep: EncodedBatches | None = None,
 ) -> SplitEmbeddings:
     """Embed every image and every different caption of a split once.
 
@@ -121,6 +101,7 @@ def embed_split(
         precision: ``bf16`` or ``fp16`` run the forward pass under autocast; ``fp32`` leaves it as it is called.
         split: its name, for the quarantine list.
         progress: called after each batch.
+        keep: the same object for several calls with the same samples, batch and processor: later ones decode nothing.
 
     Raises:
         DataError: there is no sample, or no image of the split can be read.
@@ -130,44 +111,14 @@ def embed_split(
     report = progress or (lambda kind, done, total: None)
     family, processor = backbone.family, backbone.processor
     with _scoring(backbone.model), _autocast(device, precision):
-        embed = _Embedder(backbone, device, batch, workers)
+        embed = _Embedder(backbone, device, batch, workers, keep or EncodedBatches(max_bytes=0))
         read = ReadImage(family, processor, split)
-        images = embed(content.images, read, family.embed_image, bad_at, partial(report, "images"))
-        texts = embed(content.texts, EncodeText(family, processor), family.embed_text, {}, partial(report, "texts"))
+        images = embed("images", content.images, read, family.embed_image, bad_at, report)
+        texts = embed("texts", content.texts, EncodeText(family, processor), family.embed_text, {}, report)
     if len(bad_at) == len(content.images):
         first = bad_at[min(bad_at)]
         raise DataError(f"none of the {len(bad_at)} images can be read; the first is {first.where}: {first.reason}")
-    return _without(content, images, texts, bad_at)
-
-
-def list_content(samples: Sequence[Sample]) -> SplitTexts:
-    """The different images and captions of a split and their pairs.
-
-    Raises:
-        DataError: there is no sample.
-    """
-    if not len(samples):
-        raise DataError("there is nothing to score: the split has no samples")
-    images: dict[str, tuple[int, Sample]] = {}
-    texts: dict[int, tuple[int, str]] = {}
-    for sample in samples:
-        images.setdefault(sample.image.key, (len(images), sample))
-        for caption in sample.captions:
-            texts.setdefault(text_key(caption), (len(texts), caption))
-    pairs = {
-        (texts[key][0], images[sample.image.key][0])
-        for sample in samples
-        for key in map(text_key, (*sample.captions, *sample.also_true))
-        if key in texts
-    }
-    firsts = [sample for _, sample in images.values()]
-    return SplitTexts(
-        images=tuple(sample.image for sample in firsts),
-        image_ids=tuple(sample.id for sample in firsts),
-        texts=tuple(text for _, text in texts.values()),
-        pairs=np.array(sorted(pairs), dtype=np.int64),
-        image_groups=tuple(sample.group for sample in firsts),
-    )
+    return assemble(content, images, texts, bad_at)
 
 
 def score_embeddings(embedded: SplitEmbeddings, *, chunk: int = 512) -> Scores:
@@ -251,6 +202,30 @@ class _Collate:
         return [place for place, _ in good], padded, bad
 
 
+def open_batches(
+    backbone: Any, items: Sequence[Any], encode: Callable[[Any], Any], batches: list[list[int]], workers: int
+) -> Iterator[tuple[list[int], "dict[str, Tensor]", dict[int, BadItem]]]:
+    """Read and encode ``items`` in batches of the given places.
+
+    Yields for each batch: the places of its good items, their padded tensors, and its bad items by place.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    workers = min(workers, len(batches))
+    return iter(
+        DataLoader(
+            _Encoded(items, encode),  # type: ignore[arg-type]
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_Collate(backbone.family, backbone.processor),
+            generator=torch.Generator(),  # else the loader would draw from the global generator of a training run
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork" if workers else None,
+        )
+    )
+
+
 @dataclass(frozen=True)
 class _Embedder:
     """Embeds a sequence of images or texts, over all ranks."""
@@ -259,20 +234,22 @@ class _Embedder:
     device: "torch.device | str"
     batch: int
     workers: int
+    keep: EncodedBatches
 
     def __call__(
         self,
+        kind: str,
         items: Sequence[Any],
         encode: Callable[[Any], Any],
         embed: Callable[[Any, Any], "Tensor"],
         bad_at: dict[int, BadItem],
-        report: Callable[[int, int], None],
+        report: Progress,
     ) -> np.ndarray:
         """float32[len(items), D], rows of bad items NaN; ``bad_at`` gets them by place, of every rank."""
         import torch
 
         places, rows, done = [], [], 0
-        for good, inputs, bad in self._batches(items, encode):
+        for good, inputs, bad in self.keep.through(kind, self._batches(items, encode)):
             bad_at.update(bad)
             done += len(good) + len(bad)
             if good:
@@ -280,30 +257,16 @@ class _Embedder:
                 features = embed(self.backbone.model, inputs).float()
                 rows.append(torch.nn.functional.normalize(features, dim=-1))
                 places += good
-            report(done, len(items))
+            report(kind, done, len(items))
         for found in gather_objects([dict(bad_at)]):
             bad_at.update(found)
         return self._gather(places, rows, len(items))
 
     def _batches(self, items: Sequence[Any], encode: Callable[[Any], Any]) -> Iterator[Any]:
-        """This rank's batches: every ``world_size()``-th of the split's."""
-        import torch
-        from torch.utils.data import DataLoader
-
+        """This rank's batches: every ``world_size()``-th of the split's; read when they are asked for."""
         starts = range(0, len(items), self.batch)[rank() :: world_size()]
         batches = [list(range(start, min(start + self.batch, len(items)))) for start in starts]
-        workers = min(self.workers, len(batches))
-        return iter(
-            DataLoader(
-                _Encoded(items, encode),  # type: ignore[arg-type]
-                batch_sampler=batches,
-                num_workers=workers,
-                collate_fn=_Collate(self.backbone.family, self.backbone.processor),
-                generator=torch.Generator(),  # else the loader would draw from the global generator of a training run
-                pin_memory=torch.cuda.is_available(),
-                multiprocessing_context="fork" if workers else None,
-            )
-        )
+        return open_batches(self.backbone, items, encode, batches, self.workers)
 
     def _gather(self, places: list[int], rows: "list[Tensor]", num_items: int) -> np.ndarray:
         """Every rank's rows at their places, as float32 numpy."""
@@ -319,45 +282,10 @@ class _Embedder:
         return full
 
 
-def _without(content: SplitTexts, images: np.ndarray, texts: np.ndarray, bad_at: dict[int, BadItem]) -> SplitEmbeddings:
-    """Leave out bad images, and texts that no other image has."""
-    good = np.array([n not in bad_at for n in range(len(content.images))])
-    pairs = content.pairs[good[content.pairs[:, 1]]]
-    kept_texts, new_text = np.unique(pairs[:, 0], return_inverse=True)
-    new_image = (np.cumsum(good) - 1)[pairs[:, 1]]
-    kept_images = np.flatnonzero(good)
-    counts = np.bincount(new_text, minlength=len(kept_texts))
-    by_text = Positives(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), new_image.astype(np.int64))
-    names = [content.image_groups[n] for n in kept_images]
-    text_groups, image_groups = _groups(new_text, new_image, len(kept_texts), names)
-    return SplitEmbeddings(
-        image_embeds=images[kept_images],
-        text_embeds=texts[kept_texts],
-        image_ids=tuple(content.image_ids[n] for n in kept_images),
-        images=tuple(content.images[n] for n in kept_images),
-        texts=tuple(content.texts[n] for n in kept_texts),
-        text_to_image=by_text,
-        image_to_text=by_text.transposed(len(kept_images)),
-        image_groups=image_groups,
-        text_groups=text_groups,
-        bad=tuple(bad_at[place] for place in sorted(bad_at)),
-    )
-
-
-def _groups(text: np.ndarray, image: np.ndarray, num_texts: int, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Groups of texts and of images: connected by a pair or by a sample group of the same name."""
-    first: dict[str, int] = {}
-    same = [(n, first.setdefault(name, n)) for n, name in enumerate(names) if name]
-    left = np.concatenate([text, num_texts + np.array([a for a, _ in same], dtype=np.int64)])
-    right = np.concatenate([num_texts + image, num_texts + np.array([b for _, b in same], dtype=np.int64)])
-    groups = joined_groups(num_texts + len(names), left, right)
-    return groups[:num_texts], groups[num_texts:]
-
-
 def _shared_ranks(queries: np.ndarray, items: np.ndarray, positives: Positives, chunk: int) -> np.ndarray:
     """The ranks of all queries; each process works out a share of them."""
-    share = np.array_split(np.arange(len(queries)), world_size())[rank()]
-    mine = ranks_of_embeddings(queries[share], items, positives.take(share), chunk=chunk) if len(share) else np.zeros(0)
+    start, stop = (len(queries) * part // world_size() for part in (rank(), rank() + 1))
+    mine = ranks_of_embeddings(queries[start:stop], items, positives.between(start, stop), chunk=chunk)
     return np.array([value for part in gather_objects([mine.tolist()]) for value in part])
 
 

@@ -1,4 +1,4 @@
-"""The data of a run and what is said about it: splits opened and checked, the validation score, the manifest's facts."""
+"""The data of a run and what is said about it: splits opened and checked, the validation score, the facts kept."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -146,8 +146,8 @@ def describe_start(trainer: Any) -> Iterator[str]:
     commit = backbone.description.commit
     yield f"backbone {backbone.section.id} ({backbone.family.FAMILY.name}{f', commit {commit}' if commit else ''})"
     yield (
-        f"data: {layout.num_items} items, {layout.steps_per_epoch} steps per epoch, {layout.num_dropped} left out of each "
-        f"epoch (the last short batch), {len(trainer.state.bad)} quarantined"
+        f"data: {layout.num_items} items, {layout.steps_per_epoch} steps per epoch, {layout.num_dropped} left out of "
+        f"each epoch (the last short batch), {len(trainer.state.bad)} quarantined"
     )
     yield (
         f"batch {layout.batch} = {layout.num_ranks} rank(s) x {layout.micro_batches_per_step} x micro-batch "

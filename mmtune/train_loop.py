@@ -12,6 +12,7 @@ from mmtune.ground.errors import DataError, TrainingError
 from mmtune.ground.process_group import gather_objects, rank
 from mmtune.ground.run_log import RunLog
 from mmtune.run_checkpoint import TrainState, checkpoint_name, save_checkpoint
+from mmtune.run_folder import update_manifest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,7 +70,6 @@ def train(trainer: Trainer) -> TrainState:
     state, cadence = trainer.state, trainer.cadence
     steps = _steps(trainer, state.step, cadence.total)
     set_modes(trainer.adapted)
-    saved_at = state.step
     with trainer.log.progress(state.step, cadence.total):
         while state.step < cadence.total:
             row = _one_step(trainer, steps)
@@ -77,11 +77,16 @@ def train(trainer: Trainer) -> TrainState:
                 _log(trainer, row)
             better = cadence.due(cadence.evaluate, state.step) and _validate(trainer)
             if better or cadence.due(cadence.save, state.step):
-                save_checkpoint(trainer.run, trainer.adapted, trainer.optimizer, state, keep=trainer.recipe.checkpoint.keep)
-                saved_at = state.step
-    if saved_at != state.step:
-        save_checkpoint(trainer.run, trainer.adapted, trainer.optimizer, state, keep=trainer.recipe.checkpoint.keep)
+                _save(trainer)
     return state
+
+
+def _save(trainer: Trainer) -> None:
+    """Write the checkpoint of this step; the manifest names the best one only when it is safe."""
+    state, scaler = trainer.state, trainer.accelerator.scaler
+    state.scaler = dict(scaler.state_dict()) if scaler is not None else {}
+    save_checkpoint(trainer.run, trainer.adapted, trainer.optimizer, state, keep=trainer.recipe.checkpoint.keep)
+    update_manifest(trainer.run, best_checkpoint=state.best_checkpoint, steps=state.step)
 
 
 def _steps(trainer: Trainer, first: int, last: int) -> Iterator[list[Batch]]:
@@ -127,7 +132,9 @@ def _one_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
 def _account(trainer: Trainer, batches: list[Batch]) -> int:
     """Count samples and long captions, quarantine what failed to decode, and stop when that is too much."""
     state = trainer.state
-    facts = gather_objects([(sum(map(len, batches)), sum(b.num_long for b in batches), [x for b in batches for x in b.bad])])
+    facts = gather_objects(
+        [(sum(map(len, batches)), sum(b.num_long for b in batches), [x for b in batches for x in b.bad])]
+    )
     num_samples = sum(count for count, _, _ in facts)
     state.num_samples += num_samples
     state.num_long += sum(count for _, count, _ in facts)
@@ -141,8 +148,8 @@ def _account(trainer: Trainer, batches: list[Batch]) -> int:
     num_bad = sum(item.split == "train" for item in state.bad)
     if num_bad > limit * trainer.num_seen:
         raise DataError(
-            f"{num_bad} of {trainer.num_seen} training items are bad, more than data.max_bad_fraction={limit:g} allows; "
-            f"they are listed in {trainer.run / 'quarantine.jsonl'}. Mend them, or raise the limit."
+            f"{num_bad} of {trainer.num_seen} training items are bad, more than data.max_bad_fraction={limit:g} "
+            f"allows; they are listed in {trainer.run / 'quarantine.jsonl'}. Mend them, or raise the limit."
         )
     if num_samples == 0:
         raise DataError(f"step {state.step + 1}: every sample of the batch is bad")
@@ -274,5 +281,3 @@ def _validate(trainer: Trainer) -> bool:
     if better:
         state.best_score, state.best_checkpoint = scores[name], checkpoint_name(state.step)
     return better
-
-

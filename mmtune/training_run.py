@@ -58,9 +58,7 @@ def _prepare(recipe: "Recipe", accelerator: Any, log: Any) -> Any:
     adapted = attach(backbone, recipe.adapter, seed=recipe.seed)
     context = make_context(recipe, adapted, task, accelerator)
     limit = backbone.processor.tokenizer.model_max_length
-    pairs = EncodedPairs(
-        data.train.samples, task, backbone.family, backbone.processor, recipe.data, recipe.seed, limit
-    )
+    pairs = EncodedPairs(data.train.samples, task, backbone.family, backbone.processor, recipe.data, recipe.seed, limit)
     optimizer = make_optimizer(adapted, recipe.train)
     warmup = in_steps(recipe.train.warmup, layout, cadence.total)
     schedule = make_schedule(optimizer, recipe.train, warmup_steps=warmup, total_steps=cadence.total)
@@ -87,20 +85,21 @@ def _prepare(recipe: "Recipe", accelerator: Any, log: Any) -> Any:
 
 def _go_on(trainer: Any, checkpoint: Path) -> None:
     """Put a checkpoint back; the log drops what lies beyond it."""
+    from mmtune.optimizer_setup import move_schedule
     from mmtune.run_checkpoint import restore_checkpoint
 
     trainer.state = restore_checkpoint(checkpoint, trainer.adapted, trainer.optimizer)
-    trainer.schedule.load_state_dict({**trainer.schedule.state_dict(), **trainer.state.schedule})
+    move_schedule(trainer.schedule, trainer.state.step)
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(trainer.state.scaler)
     trainer.log.cut_after(trainer.state.step)
 
 
 def _train(trainer: Any) -> None:
+    from mmtune.run_folder import update_manifest, write_quarantine
     from mmtune.run_report import draw_curves
     from mmtune.train_data import describe_run, describe_start
     from mmtune.train_loop import train
-    from mmtune.run_folder import update_manifest, write_quarantine
 
     update_manifest(trainer.run, status="running", **describe_run(trainer))
     write_quarantine(trainer.run, trainer.state.bad)
@@ -114,4 +113,6 @@ def _train(trainer: Any) -> None:
     trainer.accelerator.end_training()
     if trainer.log.active:
         draw_curves(trainer.run)
-    trainer.log.line(f"finished: {state.step} steps, {state.num_samples} samples, {state.seconds:.0f} s; run folder {trainer.run}")
+    trainer.log.line(
+        f"finished: {state.step} steps, {state.num_samples} samples, {state.seconds:.0f} s; run folder {trainer.run}"
+    )

@@ -155,7 +155,9 @@ class GlyphSet:
         return {"input_ids": ids, "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long()}
 
 
-def compute_loss(model: CLIPModel, data: GlyphSet, indices: np.ndarray, jitter: np.random.Generator | None) -> torch.Tensor:
+def compute_loss(
+    model: CLIPModel, data: GlyphSet, indices: np.ndarray, jitter: np.random.Generator | None
+) -> torch.Tensor:
     """InfoNCE in both directions; characters drawn alike, and other fonts of one character, are no negatives."""
     images = model.get_image_features(pixel_values=data.load_pixels(indices, jitter)).pooler_output
     texts = model.get_text_features(**data.load_texts(indices)).pooler_output

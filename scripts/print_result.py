@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 FILES = {
-    "curves.png": "loss and validation score over the run",
+    "retrievals.png": "queries, what the base finds for them and what the tuned model finds",
+    "curves.png": "loss and scores over the run",
     "scores.json": "every score of base and tuned, with the interval of the difference",
+    "ranks.jsonl": "the rank of the right answer, query by query",
     "metrics.jsonl": "one line per logged step",
     "manifest.json": "what ran, on which weights, for how long",
     "recipe.resolved.json": "the recipe with every default written out",

@@ -120,11 +120,14 @@ def score_splits(model: CLIPModel, processor: CLIPProcessor) -> dict[str, Any]:
 
 def write_model_card(path: Path, model: CLIPModel, log: dict[str, Any], scores: dict[str, Any]) -> None:
     """The asset's README: what it is, how it was made, what it scores."""
-    score_rows = [f"| {look} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |" for look, row in scores["looks"].items()]
+    score_rows = [
+        f"| {look} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |" for look, row in scores["looks"].items()
+    ]
     shown = log["rows"][3::4] if len(log["rows"]) > 8 else log["rows"]  # every 1,000 steps say enough
     shown = shown if not log["rows"] or shown[-1] is log["rows"][-1] else [*shown, log["rows"][-1]]
     log_rows = [
-        f"| {row['step']} | {row['loss']:.4f} | {row['held_out_loss']:.4f} | {row['held_out_recall@1']:.3f} |" for row in shown
+        f"| {row['step']} | {row['loss']:.4f} | {row['held_out_loss']:.4f} | {row['held_out_recall@1']:.3f} |"
+        for row in shown
     ]
     text = CARD.format(
         parameters=model.num_parameters(),

@@ -1,15 +1,18 @@
 """What every test stands on: no network, one thread, and tiny model folders made once."""
 
+import json
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from pathlib import Path
-
-import pytest
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,23 @@ def tiny_siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mmtune.backbones import tiny_folder
 
     return tiny_folder("siglip", tmp_path_factory.mktemp("backbones") / "tiny_siglip")
+
+
+@pytest.fixture
+def changed_copy(tmp_path: Path) -> Callable[..., Path]:
+    """Copy a model folder and change its config.json: ``changed_copy(folder, name=..., text_config={...}, key=value)``.
+
+    Dicts are merged into what is there; a value of None removes the key.
+    """
+
+    def copy(folder: Path, *, name: str = "changed", **changes: Any) -> Path:
+        shutil.copytree(folder, tmp_path / name)
+        file = tmp_path / name / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        for key, value in changes.items():
+            config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+        kept = {key: value for key, value in config.items() if value is not None}
+        file.write_text(json.dumps(kept), encoding="utf-8")
+        return tmp_path / name
+
+    return copy

@@ -47,7 +47,8 @@ def test_infonce_equals_the_double_loop(scale: float) -> None:
     log_scale = torch.tensor(math.log(scale), dtype=torch.float64)
     value = infonce.loss(images, texts, positive, log_scale)
     assert float(value) == pytest.approx(infonce_by_loop(images, texts, positive, scale), rel=TOLERANCE * 100)
-    assert float(value) != pytest.approx(infonce_by_loop(images, texts, torch.eye(7, dtype=torch.bool), scale), rel=1e-3)
+    one_positive = torch.eye(7, dtype=torch.bool)
+    assert float(value) != pytest.approx(infonce_by_loop(images, texts, one_positive, scale), rel=1e-3)
 
 
 def test_infonce_with_one_positive_is_clips_cross_entropy() -> None:
@@ -68,14 +69,12 @@ def test_a_positive_is_never_pushed_away() -> None:
     scale = torch.tensor(math.log(5.0), dtype=torch.float64)
     logits_of_pair = images[0] @ texts[1]
     (direction,) = torch.autograd.grad(logits_of_pair, texts, retain_graph=True)
-    (with_positive,) = torch.autograd.grad(infonce._one_direction(scale.exp() * images @ texts.T, positive)[None].sum(), texts)
     alone = torch.eye(6, dtype=torch.bool)
     (as_negative,) = torch.autograd.grad(infonce._one_direction(scale.exp() * images[:1] @ texts.T, alone[:1]), texts)
     assert (as_negative * direction).sum() > 0, "as a negative, a step down the gradient lowers the pair's score"
     row = infonce._one_direction(scale.exp() * images[:1] @ texts.T, positive[:1])
     (as_positive,) = torch.autograd.grad(row, texts)
     assert (as_positive * direction).sum() < 0, "as a positive, it raises it"
-    assert with_positive.isfinite().all()
 
 
 def test_a_batch_in_which_everything_is_positive_costs_nothing() -> None:
@@ -84,7 +83,7 @@ def test_a_batch_in_which_everything_is_positive_costs_nothing() -> None:
     log_scale = torch.tensor(4.6, dtype=torch.float64, requires_grad=True)
     value = infonce.loss(images, texts, torch.ones(4, 4, dtype=torch.bool), log_scale)
     value.backward()
-    assert float(value) == 0.0
+    assert value.item() == 0.0
     assert images.grad is not None and images.grad.abs().sum() == 0 and log_scale.grad is not None
 
 
@@ -97,7 +96,8 @@ def test_sigmoid_equals_the_double_loop(bias: float | None) -> None:
         expected += math.log1p(math.exp(-score if positive[i, j] else score)) / 5
     offset = None if bias is None else torch.tensor(bias, dtype=torch.float64)
     log_scale = torch.tensor(math.log(10.0), dtype=torch.float64)
-    assert float(sigmoid.loss(images, texts, positive, log_scale, offset)) == pytest.approx(expected, rel=TOLERANCE * 10)
+    value = sigmoid.loss(images, texts, positive, log_scale, offset)
+    assert float(value) == pytest.approx(expected, rel=TOLERANCE * 10)
 
 
 def test_positives_are_known_texts_and_nothing_else() -> None:

@@ -200,7 +200,8 @@ def test_positives_turn_around():
     positives = Positives.from_lists([[0, 2, 2], [1], [0, 1]])
     assert [row.tolist() for row in positives] == [[0, 2], [1], [0, 1]]
     assert [row.tolist() for row in positives.transposed(3)] == [[0, 2], [1, 2], [0]]
-    assert [row.tolist() for row in positives.take(np.array([2, 0]))] == [[0, 1], [0, 2]]
+    assert [row.tolist() for row in positives.between(1, 3)] == [[1], [0, 1]]
+    assert len(positives.between(2, 2)) == 0
 
 
 def test_score_names_are_those_of_the_contract():

@@ -10,9 +10,9 @@ that peft made elsewhere, ``set_modes`` (frozen means frozen), ``optimizer_group
 """
 
 from mmtune.adapters._adapted import Adapted, Inserted, PartReport, attach, problems
-from mmtune.adapters._foreign import attach_foreign
+from mmtune.adapters._foreign import attach_foreign, read_adapter_config
 from mmtune.adapters._groups import optimizer_groups
-from mmtune.adapters._merging import merge_into
+from mmtune.adapters._merging import merge_into, merged_names
 from mmtune.adapters._modes import set_modes
 from mmtune.adapters._section import AdapterSection
 from mmtune.adapters._storage import restore, save
@@ -25,8 +25,10 @@ __all__ = [
     "attach",
     "attach_foreign",
     "merge_into",
+    "merged_names",
     "optimizer_groups",
     "problems",
+    "read_adapter_config",
     "restore",
     "save",
     "set_modes",

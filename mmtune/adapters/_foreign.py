@@ -17,7 +17,7 @@ REPEATABLE_STARTS = (True, False, "gaussian", "orthogonal", "eva", "olora", "pis
 """Values of ``init_lora_weights`` whose effect on the base weights is none or the same each time."""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json of a peft folder.
 
     Raises:
@@ -44,7 +44,7 @@ def attach_foreign(backbone: "Backbone", folder: Path) -> Adapted:
     """
     from peft import PeftModel
 
-    config = read_config(folder)
+    config = read_adapter_config(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {ADAPTER_WEIGHTS}; save it with PeftModel.save_pretrained")
     start = config.get("init_lora_weights", True)

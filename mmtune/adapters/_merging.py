@@ -25,7 +25,7 @@ def merge_into(adapted: Adapted, *, scale: float = 1.0) -> "nn.Module":
     if quantized:
         raise BackboneError(f"cannot merge into quantized weights ({quantized[0]}, ...): dequantize the backbone first")
     with torch.no_grad():
-        base = {} if scale == 1.0 else {**_base_values(adapted), **adapted.start}
+        base = {} if scale == 1.0 else {**_peft_bases(adapted), **adapted.start}
         if adapted.peft_model is not None:
             merged = adapted.peft_model.merge_and_unload()
             assert merged is model, "peft gave back another model"
@@ -36,11 +36,20 @@ def merge_into(adapted: Adapted, *, scale: float = 1.0) -> "nn.Module":
     return model.eval().requires_grad_(False)
 
 
-def _base_values(adapted: Adapted) -> "dict[str, Tensor]":
-    """Copies of the tensors that peft is about to change, under the plain model's names."""
+def merged_names(adapted: Adapted) -> list[str]:
+    """Names, in the plain model, of the tensors that merging changes: ask before ``merge_into``."""
+    return [*_peft_bases(adapted, copies=False), *adapted.start]
+
+
+def _peft_bases(adapted: Adapted, *, copies: bool = True) -> "dict[str, Tensor]":
+    """The tensors that peft folds into, under the plain model's names: weights, and biases where peft trained them."""
     kept = {}
     for name, value in adapted.model.state_dict().items():
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
-        if plain != name:
-            kept[plain] = value.detach().clone()
+        if plain != name and not (plain.endswith(".bias") and not _trains_bias(adapted) and ".base_layer." in name):
+            kept[plain] = value.detach().clone() if copies else value
     return kept
+
+
+def _trains_bias(adapted: Adapted) -> bool:
+    return any(getattr(config, "lora_bias", False) for config in adapted.peft_model.peft_config.values())

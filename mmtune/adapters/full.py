@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from mmtune.adapters._adapted import Inserted
 from mmtune.adapters._plain_tensors import insert_plain, precision_problems
 from mmtune.adapters._section import AdapterSection
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 class Section(AdapterSection):
     """Every weight of ``parts`` is trained as a plain tensor."""
 
-    kind: Literal["full"]
+    kind: Literal["full"] = Field(description="every weight of the parts")
 
 
 def problems(section: Section, backbone: "BackboneSection", description: "Description") -> list[str]:

@@ -29,7 +29,7 @@ Alpha = Annotated[float, Field(gt=0)]
 class Section(LayeredSection):
     """Low-rank adapters in the linear layers that ``parts``, ``targets`` and ``layers`` choose."""
 
-    kind: Literal["lora"]
+    kind: Literal["lora"] = Field(description="low-rank updates beside frozen linear layers")
     rank: Rank | dict[str, Rank] = Field(8, description="rank of the update, one number or one per part")
     alpha: Alpha | dict[str, Alpha] | None = Field(
         None, description="scale of the update, one number or one per part; default twice the rank"

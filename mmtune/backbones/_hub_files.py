@@ -152,8 +152,22 @@ def _fetch_components(description: Description) -> None:
     import huggingface_hub
 
     patterns = list(COMPONENTS) + (["*.py"] if description.section.trust_remote_code else [])
-    with _explained(description.section):
+    with _explained(description.section), _no_bar():
         huggingface_hub.snapshot_download(description.id, revision=description.commit, allow_patterns=patterns)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """No progress bar for a handful of small files; the one of the weights stays."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    silent = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not silent:
+            enable_progress_bars()
 
 
 @contextmanager

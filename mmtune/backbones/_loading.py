@@ -78,7 +78,10 @@ def load(
         if dequantize:
             _quantization.dequantize(model)
     _limit_text(model, processor)
-    family.check(model, processor)
+    try:
+        family.check(model, processor)
+    except BackboneError as error:
+        raise BackboneError(f"backbone {section.id!r}: {error}") from error
     model.requires_grad_(False).eval()
     return Backbone(model, processor, family, description, _hash_files(files), section)
 
@@ -160,6 +163,7 @@ def _load_model(description: Description, files: list[Path], device: str, dtype:
                 local_files_only=True,
                 trust_remote_code=description.section.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that the report names them; _check_weights refuses them
                 **options,
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError) as error:

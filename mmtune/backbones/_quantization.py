@@ -4,6 +4,7 @@ Source: Dettmers et al. 2023 (nf4), https://arxiv.org/abs/2305.14314; Dettmers e
 https://arxiv.org/abs/2208.07339.
 """
 
+import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,9 @@ def _values(layer: Any) -> "torch.Tensor":
     import torch
 
     if isinstance(layer, bnb.nn.Linear4bit):
-        values: torch.Tensor = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        state = copy.copy(layer.weight.quant_state)
+        state.dtype = torch.float32  # else the values come rounded to the backbone's dtype
+        values: torch.Tensor = bnb.functional.dequantize_4bit(layer.weight.data, state)
         return values
     scale = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
     return layer.weight.data.to(torch.float32) * (scale.to(torch.float32).view(-1, 1) / 127)

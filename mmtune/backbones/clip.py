@@ -95,8 +95,8 @@ def check(model: "nn.Module", processor: Any) -> None:
         if max(largest, *ids, tokenizer.pad_token_id) > ids[-1]:
             raise BackboneError(
                 f"text_config.eos_token_id is {LEGACY_END_OF_TEXT} (the old form: text is read at its largest token "
-                f"id), but the tokenizer ends texts with id {ids[-1]} and has larger ones (words up to {largest}, padding "
-                f"{tokenizer.pad_token_id}); set eos_token_id in config.json to {ids[-1]}"
+                f"id), but the tokenizer ends texts with id {ids[-1]} and has larger ones (words up to {largest}, "
+                f"padding {tokenizer.pad_token_id}); set eos_token_id in config.json to {ids[-1]}"
             )
     elif end not in ids:
         raise BackboneError(

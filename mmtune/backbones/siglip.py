@@ -111,22 +111,27 @@ def check(model: "nn.Module", processor: Any) -> None:
 
 
 def tiny(model_type: str = "siglip") -> "tuple[nn.Module, Any]":
-    """A SiglipModel (or Siglip2Model) of width 32 with two layers per tower: random, always the same."""
+    """A SiglipModel (or Siglip2Model) of width 32 with two layers per tower: random, always the same.
+
+    The NaFlex twin has the patch size and lengths of the published checkpoints, because ``Siglip2Processor`` uses
+    those whatever its image processor and tokenizer say.
+    """
     import torch
     import transformers as hf
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
     from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-    tokenizer = tiny_tokenizer()
+    length = 64 if model_type == "siglip2" else 16
+    tokenizer = tiny_tokenizer(length)
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
-    text = {**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    text = {**tower, "vocab_size": len(tokenizer), "max_position_embeddings": length, "projection_size": 32}
     text |= {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if model_type == "siglip2":
-            vision = {**tower, "patch_size": 8, "num_patches": 16}
+            vision = {**tower, "patch_size": 16, "num_patches": 256}
             model: Any = hf.Siglip2Model(hf.Siglip2Config(text_config=text, vision_config=vision))
-            pictures: Any = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+            pictures: Any = Siglip2ImageProcessorPil()
         else:
             vision = {**tower, "image_size": 32, "patch_size": 8}
             model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision))
@@ -139,7 +144,7 @@ def tiny(model_type: str = "siglip") -> "tuple[nn.Module, Any]":
     return model, made(image_processor=pictures, tokenizer=tokenizer)
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer(length: int) -> Any:
     """A Siglip2Tokenizer over bytes and a few merges, which ends every text with its end token."""
     from tokenizers import processors
     from transformers import Siglip2Tokenizer
@@ -149,7 +154,7 @@ def tiny_tokenizer() -> Any:
     merges = [("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("o", "n"), ("l", "e")]
     tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *map("".join, merges)]
     tokenizer = Siglip2Tokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=16
+        vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=length
     )
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", pair="$A <eos> $B <eos>", special_tokens=[("<eos>", 1)]

@@ -97,7 +97,7 @@ class ImageFile:
 
 
 def read_image(source: Path | bytes | BinaryIO, where: str, *, max_pixels: int = PIXEL_LIMIT) -> "Image":
-    """Decode one image to RGB: EXIF turned, transparency on white, 16 bits scaled to 8, of an animation the first frame.
+    """Decode one image to RGB: EXIF turned, transparency on white, 16 bits scaled to 8, the first frame of a film.
 
     Args:
         source: a path, the file's bytes, or an open binary file.
@@ -208,7 +208,7 @@ def _decode(image: "Image") -> None:
 
 
 def _turned(image: "Image") -> "Image":
-    """Turn as the EXIF orientation says (Pillow has already turned TIFFs). Damaged EXIF turns nothing, as in viewers."""
+    """Turn as the EXIF orientation says (TIFFs are turned already). Damaged EXIF turns nothing, as in viewers."""
     from PIL.Image import Transpose
 
     turns = {

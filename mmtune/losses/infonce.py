@@ -5,7 +5,8 @@ What:
     are never negatives of each other.
 Formula:
     s[i, j] = exp(log_scale) * <image i, text j>;  P(i) the positives of image i, N(i) all others.
-    L_image = mean over i of  1/|P(i)| * sum over p in P(i) of  -log( e^s[i,p] / (e^s[i,p] + sum over n in N(i) e^s[i,n]) )
+    share[i, p] = e^s[i,p] / (e^s[i,p] + sum over n in N(i) of e^s[i,n])
+    L_image = mean over i of  1/|P(i)| * sum over p in P(i) of -log share[i, p]
     L = (L_image + L_text) / 2, where L_text is the same on the transposed matrix.
     With one positive per row this is CLIP's loss to the letter.
 Shapes:

@@ -38,9 +38,10 @@ class Positives:
         """The query of every pair, int64[M]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def take(self, queries: np.ndarray) -> "Positives":
-        """The rows of some queries, in that order."""
-        return Positives.from_lists([self[q] for q in queries])
+    def between(self, start: int, stop: int) -> "Positives":
+        """The rows of the queries start..stop-1."""
+        low, high = self.offsets[start], self.offsets[stop]
+        return Positives(self.offsets[start : stop + 1] - low, self.indices[low:high])
 
     def transposed(self, num_items: int) -> "Positives":
         """The same pairs seen from the items; every item must occur."""
@@ -85,9 +86,7 @@ def ranks_of_embeddings(
     for start in range(0, len(queries), chunk):
         stop = min(start + chunk, len(queries))
         scores = _similarities(queries[start:stop], items)
-        low, high = positives.offsets[start], positives.offsets[stop]
-        part = Positives(positives.offsets[start : stop + 1] - low, positives.indices[low:high])
-        ranks[start:stop] = _ranks(scores, part)
+        ranks[start:stop] = _ranks(scores, positives.between(start, stop))
     return ranks
 
 

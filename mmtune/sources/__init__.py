@@ -6,16 +6,21 @@ A source is a module with a ``Section`` (a ``SourceSection``) and two functions:
     open_split(section, split, *, seed) -> OpenedSplit    # lines and image headers are checked here
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
 
+from mmtune.ground.errors import DataError
 from mmtune.ground.image_augmentation import AugmentSection
 from mmtune.ground.kind_folder import kind
 from mmtune.ground.records import BadItem, Sample
 from mmtune.ground.sections import StrictSection
+
+NUM_SHOWN = 10
+"""Bad items that an error message shows."""
 
 
 class SourceSection(StrictSection):
@@ -54,7 +59,26 @@ def open_split(section: Any, split: str, *, seed: int) -> OpenedSplit:
         DataError: the file, folder, column or split is not there, or too much of it is bad.
     """
     opened: OpenedSplit = kind("sources", section).open_split(section, split, seed=seed)
+    enforce_bad_limit(opened, section.max_bad_fraction)
     return opened
+
+
+def enforce_bad_limit(opened: OpenedSplit, max_bad_fraction: float) -> None:
+    """Stop where too much is bad.
+
+    Raises:
+        DataError: more than ``max_bad_fraction`` of what was seen is bad; the message counts each kind of reason (its
+            words before the colon) and shows the first items.
+    """
+    if len(opened.bad) <= max_bad_fraction * opened.num_seen:
+        return
+    kinds = Counter(item.reason.split(": ")[0] for item in opened.bad)
+    counts = "\n".join(f"  {count} x {reason}" for reason, count in kinds.most_common(10))
+    shown = "\n".join(f"  {item.where}: {item.reason}" for item in opened.bad[:NUM_SHOWN])
+    raise DataError(
+        f"{len(opened.bad)} of {opened.num_seen} lines and images are bad, {len(opened.bad) / opened.num_seen:.1%}; "
+        f"max_bad_fraction allows {max_bad_fraction:.1%}. Reasons:\n{counts}\nThe first:\n{shown}"
+    )
 
 
 def split_names(section: Any) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The ``caption`` setting: a column, a column that holds a list, or a template such as ``{title} by {brand}``."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,15 @@ def captions_of(values: dict[str, Any], rule: CaptionRule) -> tuple[list[str], l
         found, problems = _filled(values, rule.pieces)
     else:
         found, problems = _of_column(values.get(rule.text), rule.text)
-    return list({text_key(caption): caption for caption in reversed(found)}.values())[::-1], problems
+    return distinct(found) if len(found) > 1 else found, problems
+
+
+def distinct(captions: Iterable[str]) -> list[str]:
+    """Captions without those that equal an earlier one (`text_key`)."""
+    kept: dict[int, str] = {}
+    for caption in captions:
+        kept.setdefault(text_key(caption), caption)
+    return list(kept.values())
 
 
 def _of_column(value: Any, column: str) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
 """Rows of a table to samples: one per image, with every caption that any row gives it."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +9,9 @@ from pathlib import Path
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_reading import ImageFile, check_header
 from mmtune.ground.records import BadItem, Sample
-from mmtune.ground.seeding import text_key
 from mmtune.sources import OpenedSplit
-from mmtune.sources._captions import CaptionRule, captions_of
-from mmtune.sources._splits import SplitName, join_groups, most_held_out
+from mmtune.sources._captions import CaptionRule, captions_of, distinct
+from mmtune.sources._splits import HashSplit, SplitName, join_groups, most_held_out, split_name
 from mmtune.sources._table import Row, as_text, is_missing
 
 NUM_THREADS = 16
@@ -85,49 +84,85 @@ class RowReader:
         found = [(f"{prefix}.{key}", column) for key, column in named.items() if column is not None]
         return found + [(f"{prefix}.caption", column) for column in self.caption.columns]
 
-    def read(self, row: Row, known: dict[str, ImageFile]) -> tuple[Pair | None, list[str]]:
+    def read(self, row: Row, known: dict[str, tuple[str, ImageFile]]) -> tuple[Pair | None, list[str]]:
         """A row as a pair (None where nothing of it is left) and the reasons for what is bad.
 
         Args:
             row: the row.
-            known: references made so far by path, so that a path is resolved once.
+            known: (name, reference) of the paths so far, so that a path is resolved once.
         """
-        for column in filter(None, (self.id, self.by)):
-            if is_missing(row.values.get(column)):
-                return None, [f"empty cell: column '{column}'"]
-        name = self._name_of(row.values.get(self.image))
-        if name.startswith("!"):
-            return None, [name[1:]]
+        try:
+            own_id, group = self._cell(row, self.id), self._cell(row, self.by)
+            path = self._path_of(row.values.get(self.image))
+            if path not in known:
+                name = self._name_of(path)
+                known[path] = name, ImageFile(os.path.join(self.folder, name))
+        except _BadRow as problem:
+            return None, [str(problem)]
         captions, problems = captions_of(row.values, self.caption)
         if not captions:
             return None, problems
-        if name not in known:
-            known[name] = ImageFile(os.path.join(self.folder, name))
-        return self._pair(row, known[name], name, captions), problems
-
-    def _pair(self, row: Row, image: ImageFile, name: str, captions: list[str]) -> Pair:
+        name, image = known[path]
         used = {self.image, self.id, None if self.caption.pieces else self.caption.text}
         rest = {key: as_text(value) for key, value in row.values.items() if key not in used and not is_missing(value)}
-        own_id = as_text(row.values[self.id]).strip() if self.id else ""
-        group = as_text(row.values[self.by]).strip() if self.by else name
-        return Pair(row.where, image, name, tuple(captions), own_id, group, rest)
+        return Pair(row.where, image, name, tuple(captions), own_id, group or name, rest), problems
 
-    def _name_of(self, value: object) -> str:
-        """The image's path relative to the folder, normalised; ``!reason`` where there is none."""
+    def _cell(self, row: Row, column: str | None) -> str:
+        """The text of an optional column, "" where the recipe names none."""
+        if column is None:
+            return ""
+        if is_missing(row.values.get(column)):
+            raise _BadRow(f"empty cell: column '{column}'")
+        return as_text(row.values[column]).strip()
+
+    def _path_of(self, value: object) -> str:
+        """The path as the table writes it."""
         if is_missing(value):
-            return f"!no image: column '{self.image}' is empty"
+            raise _BadRow(f"no image: column '{self.image}' is empty")
         if not isinstance(value, str) or "\0" in value:
-            return f"!no image: column '{self.image}' holds no path but a {type(value).__name__}"
-        path = value.strip()
+            raise _BadRow(f"no image: column '{self.image}' holds no path")
+        return value.strip()
+
+    def _name_of(self, path: str) -> str:
+        """The path relative to the folder, normalised."""
         if path.split("://")[0] in ("http", "https", "s3", "gs", "file"):
-            return f"!image is an address: '{path}'; fetch the images first and give their paths"
+            raise _BadRow(f"image is an address: '{path}'; fetch the images first and give their paths")
         root = os.path.abspath(self.folder)
         name = os.path.relpath(os.path.join(root, path), root).replace(os.sep, "/")
-        if name == ".." or name.startswith("../"):
-            if self.confined:
-                return f"!image outside its folder: '{path}' leads out of '{self.folder}'"
-            return os.path.normpath(path) if os.path.isabs(path) else name
-        return name
+        if name != ".." and not name.startswith("../"):
+            return name
+        if self.confined:
+            raise _BadRow(f"image outside its folder: '{path}' leads out of '{self.folder}'")
+        return os.path.normpath(path) if os.path.isabs(path) else name
+
+
+class _BadRow(Exception):
+    """A row of which nothing can be kept; the message is the reason."""
+
+
+def good_pairs(reader: RowReader, rows: Iterable[tuple[Row, str]], quarantine: Quarantine) -> list[Pair]:
+    """Rows with their split ("" where a hash decides later) to pairs; what is bad goes to the quarantine."""
+    pairs: list[Pair] = []
+    known: dict[str, tuple[str, ImageFile]] = {}
+    for row, split in rows:
+        pair, problems = reader.read(row, known)
+        for problem in problems:
+            quarantine.add(row.where, problem, split)
+        if pair is not None:
+            pairs.append(replace(pair, split=split_name(split)) if split else pair)
+    return pairs
+
+
+def open_pairs(pairs: Sequence[Pair], by_hash: HashSplit | None, split: str, quarantine: Quarantine) -> OpenedSplit:
+    """From the pairs of all splits to the checked samples of one.
+
+    Raises:
+        DataError: nothing in the split is usable.
+    """
+    if by_hash is not None:
+        pairs = assign_by_hash(pairs, by_hash)
+    samples = merge_pairs(keep_one_split(pairs, quarantine), quarantine)
+    return open_checked(samples.get(split_name(split), []), split, quarantine)
 
 
 def keep_one_split(pairs: Sequence[Pair], quarantine: Quarantine) -> list[Pair]:
@@ -146,10 +181,10 @@ def keep_one_split(pairs: Sequence[Pair], quarantine: Quarantine) -> list[Pair]:
     return kept
 
 
-def assign_by_hash(pairs: Sequence[Pair], assign: Callable[[str], SplitName]) -> list[Pair]:
+def assign_by_hash(pairs: Sequence[Pair], by_hash: HashSplit) -> list[Pair]:
     """Give every pair the split of its group; groups that share an image are one group."""
     joined = join_groups((pair.image.key, pair.group) for pair in pairs)
-    return [replace(pair, group=joined[pair.group], split=assign(joined[pair.group])) for pair in pairs]
+    return [replace(pair, group=joined[pair.group], split=by_hash.assign(joined[pair.group])) for pair in pairs]
 
 
 def merge_pairs(pairs: Iterable[Pair], quarantine: Quarantine) -> dict[SplitName, list[Sample]]:
@@ -163,14 +198,14 @@ def merge_pairs(pairs: Iterable[Pair], quarantine: Quarantine) -> dict[SplitName
         first = rows[0]
         identity = first.id or first.name
         if identity in owners:
-            quarantine.add(first.where, f"id occurs twice: '{identity}' is another image in {owners[identity]}", first.split)
+            reason = f"id occurs twice: '{identity}' is another image in {owners[identity]}"
+            quarantine.add(first.where, reason, first.split)
             continue
         owners[identity] = first.where
-        captions = {text_key(caption): caption for row in reversed(rows) for caption in reversed(row.captions)}
         sample = Sample(
             id=identity,
             image=first.image,
-            captions=tuple(captions.values())[::-1],
+            captions=tuple(distinct(caption for row in rows for caption in row.captions)),
             group=first.group,
             columns=first.columns,
         )

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from mmtune.ground.durations import Duration, Span
+from mmtune.ground.durations import Duration, Span, parse_span
 from mmtune.ground.errors import DataError
 from mmtune.ground.sections import StrictSection
 from mmtune.ground.seeding import fraction_for
@@ -17,21 +17,31 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 """From seen to held out: an image that two splits claim stays in the later one."""
 
 
-def _as_share(span: Span) -> Span:
+def split_name(text: str) -> SplitName:
+    """The split of that name."""
+    return next(name for name in SPLITS if name == text)
+
+
+def _as_share(value: object) -> Span:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError(f"a share needs its percent sign: '{value:g}%'")
+    span = parse_span(value)
     if span.unit != "%":
-        raise ValueError(f"'{span}' is not a share of the data; write a percentage such as '5%'")
+        raise ValueError(f"'{span}' is no share of the data; write a percentage such as '5%'")
     return span
 
 
-Share = Annotated[Duration, AfterValidator(_as_share)]
+Share = Annotated[
+    Duration, BeforeValidator(_as_share), WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$"})
+]
 """A percentage such as ``5%``."""
 
 
 class HashSplit(StrictSection):
     """Shares of one table or folder, by hash: the same images whatever the seed, the order of rows or new rows."""
 
-    validation: Share = Field("0%", description="share of the groups that validate, such as 5%")  # type: ignore[assignment]
-    test: Share = Field("0%", description="share of the groups that test, such as 5%")  # type: ignore[assignment]
+    validation: Share = Field(Span(0, "%"), description="share of the groups that validate, such as 5%")
+    test: Share = Field(Span(0, "%"), description="share of the groups that test, such as 5%")
     by: str | None = Field(
         None,
         description="column whose value names the group (a product, a patient): rows of one group are never in two "
@@ -129,7 +139,7 @@ def most_held_out(names: Iterable[SplitName]) -> SplitName:
 
 
 def join_groups(pairs: Iterable[tuple[Hashable, str]]) -> dict[str, str]:
-    """Groups that share an image become one, named after the smallest: (image, group) pairs -> {group: joined group}."""
+    """Groups that share an image become one, named after the smallest: (image, group) -> {group: its new name}."""
     leader: dict[str, str] = {}
 
     def find(group: str) -> str:

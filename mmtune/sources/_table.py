@@ -97,9 +97,7 @@ def nearest(name: str, choices: Sequence[str], limit: int = 12) -> str:
     """``; did you mean 'a' or 'b'? There are: ...`` for an error message."""
     from rapidfuzz import fuzz, process, utils
 
-    hits = process.extract(
-        name, choices, scorer=fuzz.ratio, processor=utils.default_process, limit=2, score_cutoff=60
-    )
+    hits = process.extract(name, choices, scorer=fuzz.ratio, processor=utils.default_process, limit=2, score_cutoff=60)
     guess = " or ".join(f"'{hit[0]}'" for hit in hits)
     listed = ", ".join(f"'{choice}'" for choice in choices[:limit]) or "none"
     more = f" and {len(choices) - limit} more" if len(choices) > limit else ""

@@ -9,9 +9,18 @@ from pydantic import Field, field_validator, model_validator
 from mmtune.ground.errors import DataError
 from mmtune.sources import OpenedSplit, SourceSection
 from mmtune.sources._captions import parse_caption
-from mmtune.sources._pairs import Pair, Quarantine, RowReader, assign_by_hash, keep_one_split, merge_pairs, open_checked
-from mmtune.sources._splits import SPLITS, ColumnSplit, HashSplit, SplitFiles, SplitName
-from mmtune.sources._table import SUFFIXES, Row, TableFormat, as_text, format_of, is_missing, read_table, require_columns
+from mmtune.sources._pairs import Pair, Quarantine, RowReader, good_pairs, open_pairs
+from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles
+from mmtune.sources._table import (
+    SUFFIXES,
+    Row,
+    TableFormat,
+    as_text,
+    format_of,
+    is_missing,
+    read_table,
+    require_columns,
+)
 
 
 class Section(SourceSection):
@@ -76,7 +85,9 @@ class Section(SourceSection):
     @property
     def _files(self) -> dict[str, str]:
         """Split -> file; "" stands for a file that holds all of them."""
-        return {"": self.path} if isinstance(self.path, str) else dict(self.path.files)
+        if isinstance(self.path, str):
+            return {"": self.path}
+        return {str(name): path for name, path in self.path.files.items()}
 
 
 def split_names(section: Section) -> tuple[str, ...]:
@@ -102,14 +113,7 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
         raise DataError(f"data has no split '{split}'; it has {', '.join(names)}")
     quarantine = Quarantine(names[0])
     pairs = [pair for name in section._files for pair in _read_pairs(section, name, quarantine)]
-    if section.split is not None:
-        pairs = assign_by_hash(pairs, section.split.assign)
-    samples = merge_pairs(keep_one_split(pairs, quarantine), quarantine)
-    return open_checked(samples.get(_as_name(split), []), split, quarantine)
-
-
-def _as_name(split: str) -> SplitName:
-    return next(name for name in SPLITS if name == split)
+    return open_pairs(pairs, section.split, split, quarantine)
 
 
 def _read_pairs(section: Section, name: str, quarantine: Quarantine) -> list[Pair]:
@@ -131,15 +135,16 @@ def _read_pairs(section: Section, name: str, quarantine: Quarantine) -> list[Pai
     require_columns(table, reader.wanted() + column)
     for item in table.bad:
         quarantine.add(item.where, item.reason, name)
-    rows = _splits_of(section.splits, table.rows, path, quarantine) if section.splits else [(r, name) for r in table.rows]
-    return _good_pairs(reader, rows, quarantine)
+    rows = [(row, name) for row in table.rows]
+    if section.splits is not None:
+        rows = _splits_of(section.splits, table.rows, path, quarantine)
+    return good_pairs(reader, rows, quarantine)
 
 
-def _splits_of(
-    splits: ColumnSplit, rows: tuple[Row, ...], path: Path, quarantine: Quarantine
-) -> list[tuple[Row, str]]:
+def _splits_of(splits: ColumnSplit, rows: tuple[Row, ...], path: Path, quarantine: Quarantine) -> list[tuple[Row, str]]:
     """Rows with the split that the column gives them; those of unlisted values are left out, as the recipe says."""
-    name_of, found, seen = splits.name_of, [], Counter[str]()
+    name_of, seen = splits.name_of, Counter[str]()
+    found: list[tuple[Row, str]] = []
     for row in rows:
         value = as_text(row.values.get(splits.column)).strip()
         if is_missing(value):
@@ -150,17 +155,3 @@ def _splits_of(
             found.append((row, name_of[value]))
     splits.check_values(seen, str(path))
     return found
-
-
-def _good_pairs(reader: RowReader, rows: list[tuple[Row, str]], quarantine: Quarantine) -> list[Pair]:
-    from dataclasses import replace
-
-    pairs: list[Pair] = []
-    known: dict = {}
-    for row, split in rows:
-        pair, problems = reader.read(row, known)
-        for problem in problems:
-            quarantine.add(row.where, problem, split)
-        if pair is not None:
-            pairs.append(replace(pair, split=_as_name(split)) if split else pair)
-    return pairs

@@ -1,0 +1,169 @@
+"""What ``predict`` embeds: images of a folder or a glob, images or texts of a table, lines of a text file."""
+
+import glob
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmtune.ground.errors import DataError
+from mmtune.ground.image_reading import ImageFile, check_header
+from mmtune.ground.records import BadItem
+from mmtune.sources._pairs import NUM_THREADS
+from mmtune.sources._table import SUFFIXES, as_text, format_of, is_missing, nearest, read_table
+from mmtune.sources.image_folder import images_below
+
+InputKind = Literal["image", "text"]
+
+COLUMNS: dict[InputKind, tuple[str, ...]] = {"image": ("image", "file_name"), "text": ("text", "caption")}
+"""Columns that are looked for where none is named."""
+
+
+@dataclass(frozen=True)
+class EmbeddingInput:
+    """What is to be embedded, in the order in which it will be.
+
+    Attributes:
+        kind: what the items are.
+        ids: one per item: the ``id`` column, the image's path or ``file:line``.
+        items: image references, or texts.
+        bad: what was found bad already, with its reason.
+        fingerprint: changes when any item does (for images: path, size or time of change).
+    """
+
+    kind: InputKind
+    ids: tuple[str, ...]
+    items: Sequence[ImageFile | str]
+    bad: tuple[BadItem, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Listed:
+    where: str
+    id: str
+    value: str
+
+
+def list_input(source: str | Path, kind: InputKind | None = None, *, column: str | None = None) -> EmbeddingInput:
+    """Find out what ``source`` is and list it; image headers are checked, nothing is decoded.
+
+    Args:
+        source: a folder (every image below it), an image, a glob of images (``**`` for all depths), a table
+            (JSON lines, CSV, TSV; images start from its folder), or a ``.txt`` (a text or a path per line).
+        kind: ``image`` or ``text``; None: what ``source`` holds, texts for a ``.txt``.
+        column: the table's column; None: ``image`` or ``file_name``, ``text`` or ``caption``.
+
+    Raises:
+        DataError: there is nothing, or it is not clear what is meant.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    bad: list[BadItem] = []
+    if path.is_file() and suffix in SUFFIXES:
+        kind, listed = _of_table(path, kind, column, bad)
+    elif path.is_file() and suffix == ".txt":
+        kind, listed = kind or "text", _of_lines(path)
+    elif kind == "text":
+        raise DataError(f"{source}: texts come from a table ({', '.join(SUFFIXES)}) or a .txt with a text per line")
+    else:
+        kind, listed = "image", _of_files(path)
+    if column is not None and suffix not in SUFFIXES:
+        raise DataError(f"{source} is no table and has no column '{column}'")
+    root = Path("") if path.is_dir() or suffix not in (*SUFFIXES, ".txt") else path.parent
+    made = _images(listed, root, bad) if kind == "image" else _texts(listed, bad)
+    if not made.items:
+        first = f"; first: {bad[0].where}: {bad[0].reason}" if bad else ""
+        raise DataError(f"{source}: nothing to embed, {len(bad)} bad{first}")
+    return made
+
+
+def _of_files(path: Path) -> list[_Listed]:
+    """The images of a folder or a glob; their ids are paths within the folder, or as the glob gives them."""
+    if path.is_dir():
+        return [_Listed(str(image), image.relative_to(path).as_posix(), str(image)) for image in images_below(path)]
+    names = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
+    files = [name for name in names if os.path.isfile(name)]
+    if not files and not glob.has_magic(str(path)):
+        siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise DataError(f"no such file or folder: {path}{nearest(path.name, siblings)}")
+    if not files:
+        raise DataError(f"{path} matches no file")
+    return [_Listed(name, name, name) for name in files]
+
+
+def _of_lines(path: Path) -> list[_Listed]:
+    try:
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{path} is not UTF-8: byte {problem.start}") from None
+    lines = enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
+    return [_Listed(f"{path}:{number}", f"{path.name}:{number}", line) for number, line in lines if line.strip()]
+
+
+def _of_table(
+    path: Path, kind: InputKind | None, column: str | None, bad: list[BadItem]
+) -> tuple[InputKind, list[_Listed]]:
+    table = read_table(path, format_of(path))
+    bad += table.bad
+    kind, column = _choose_column(path, table.columns, kind, column)
+    listed = []
+    for row in table.rows:
+        value = row.values.get(column)
+        if is_missing(value):
+            bad.append(BadItem(row.where, f"empty cell: column '{column}'"))
+        elif not isinstance(value, str):
+            bad.append(BadItem(row.where, f"not text: column '{column}' holds a {type(value).__name__}"))
+        else:
+            fallback = value.strip() if kind == "image" else f"{path.name}:{row.where.rsplit(':', 1)[1]}"
+            listed.append(_Listed(row.where, as_text(row.values.get("id")).strip() or fallback, value.strip()))
+    return kind, listed
+
+
+def _choose_column(
+    path: Path, columns: tuple[str, ...], kind: InputKind | None, column: str | None
+) -> tuple[InputKind, str]:
+    if column is not None:
+        if column not in columns:
+            raise DataError(f"{path} has no column '{column}'{nearest(column, columns)}")
+        known: dict[str, InputKind] = {name: kind for kind, names in COLUMNS.items() for name in names}
+        return kind or known.get(column, "text"), column
+    found = {each: [name for name in names if name in columns] for each, names in COLUMNS.items()}
+    kinds = [each for each in COLUMNS if found[each] and kind in (None, each)]
+    if len(kinds) == 1:
+        return kinds[0], found[kinds[0]][0]
+    wanted = ", ".join(name for each in COLUMNS for name in COLUMNS[each] if kind in (None, each))
+    if not kinds:
+        raise DataError(f"{path} has no column {wanted}; it has {', '.join(columns) or 'none'}; name one with `column`")
+    raise DataError(f"{path} has images and texts: say which with kind `image` or `text`")
+
+
+def _images(listed: list[_Listed], root: Path, bad: list[BadItem]) -> EmbeddingInput:
+    references = [ImageFile(os.path.join(root, one.value)) for one in listed if "\0" not in one.value]
+    listed = [one for one in listed if "\0" not in one.value]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        reasons = list(pool.map(check_header, (reference.key for reference in references)))
+    whole = [place for place, reason in enumerate(reasons) if reason is None]
+    bad += [BadItem(listed[place].where, str(reason)) for place, reason in enumerate(reasons) if reason is not None]
+    kept = [references[place] for place in whole]
+    ids = tuple(listed[place].id for place in whole)
+    stats = [os.stat(reference.key) for reference in kept]
+    marks = [
+        f"{reference.key}\0{stat.st_size}\0{stat.st_mtime_ns}" for reference, stat in zip(kept, stats, strict=True)
+    ]
+    return EmbeddingInput("image", ids, kept, tuple(bad), _fingerprint(ids, marks))
+
+
+def _texts(listed: list[_Listed], bad: list[BadItem]) -> EmbeddingInput:
+    texts, ids = [one.value for one in listed], tuple(one.id for one in listed)
+    return EmbeddingInput("text", ids, texts, tuple(bad), _fingerprint(ids, texts))
+
+
+def _fingerprint(ids: Sequence[str], marks: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for name, mark in zip(ids, marks, strict=True):
+        digest.update(f"{name}\1{mark}\2".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

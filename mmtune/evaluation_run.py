@@ -1,0 +1,97 @@
+"""The story of ``evaluate``: a model in, its scores beside those of its untouched backbone out."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune.ground.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mmtune.recipe_schema import Recipe
+
+
+def evaluate(
+    target: "str | Path | Recipe",
+    *,
+    recipe: "Recipe | None" = None,
+    split: str = "test",
+    checkpoint: str | None = None,
+    output: str | Path | None = None,
+) -> dict[str, Any]:
+    """Score a model, print a table and say which files were written; arguments and result as `score`."""
+    from rich.console import Console
+
+    from mmtune.score_comparison import score_table
+
+    result = score(target, recipe=recipe, split=split, checkpoint=checkpoint, output=output)
+    console = Console()
+    console.print(score_table(result))
+    for name in result["files"]:
+        console.print(f"wrote {name}", highlight=False, soft_wrap=True)
+    return result
+
+
+def score(
+    target: "str | Path | Recipe",
+    *,
+    recipe: "Recipe | None" = None,
+    split: str = "test",
+    checkpoint: str | None = None,
+    output: str | Path | None = None,
+) -> dict[str, Any]:
+    """Score a model on one split of the data, a tuned one beside its base.
+
+    *Base* is the backbone freshly loaded, before anything is attached to it; both are scored by the same code on the
+    same images and texts. A run's checkpoint is chosen by its validation score, and nothing of the test split has a
+    say in it.
+
+    Args:
+        target: run folder, checkpoint folder, folder of a peft adapter, model folder, hub id, ``builtin:NAME``, or a
+            recipe (its run).
+        recipe: where the data comes from; default: the run's own recipe.
+        split: which split.
+        checkpoint: a checkpoint of the run, such as ``step-000120``; default: the best by validation, else the last.
+        output: folder for the files; default: the run's, unless ``recipe`` brings other data; else nothing is written.
+
+    Returns:
+        What ``scores.json`` holds: ``split``, ``samples``, ``base``, ``tuned``, ``delta``, ``interval95`` and how they
+        came about; for a model without a base of its own ``scores`` instead of these four. ``files`` lists what was
+        written: ``scores.json``, ``ranks.jsonl`` (one line per query), ``curves.png``, ``retrievals.png``; their names
+        carry the split where it is not ``test`` and the checkpoint where one was named.
+
+    Raises:
+        RecipeError: no recipe says where the data is.
+        DataError: the split is missing, empty, or too much of it is bad.
+        CheckpointError, BackboneError: the model cannot be used; the message says why.
+    """
+    from mmtune.evaluation_setup import choose_folder, choose_suffix, describe, device, embed_opened, name_checkpoint
+    from mmtune.model_loading import attach_target, load_base, resolve
+    from mmtune.score_comparison import check_same_queries, compare
+    from mmtune.score_files import write_files
+    from mmtune.scoring_loop import EncodedBatches, score_embeddings
+    from mmtune.train_data import open_checked
+
+    started = time.perf_counter()
+    found = resolve(name_checkpoint(target, checkpoint))
+    chosen = recipe or found.recipe
+    if chosen is None:
+        raise RecipeError(f"{target} does not say where its data is: give a recipe (--recipe recipes/x.yaml)")
+    opened = open_checked(chosen, split)
+    backbone = load_base(found, device=device())
+    keep = EncodedBatches()
+    embeds = {"base": embed_opened(backbone, opened, chosen, split, keep)}
+    if found.folder is not None:
+        attach_target(backbone, found)
+        embeds["tuned"] = embed_opened(backbone, opened, chosen, split, keep)
+        check_same_queries(embeds["base"], embeds["tuned"])
+    scores = {name: score_embeddings(each) for name, each in embeds.items()}
+    result = describe(found, backbone, opened, embeds["base"], chosen, split)
+    result["target"] = target if isinstance(target, str) else str(found.run or target)
+    if found.folder is None:
+        result["scores"] = scores["base"].values
+    else:
+        result |= compare(embeds["base"], scores["base"], scores["tuned"], seed=chosen.seed)
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    folder = choose_folder(found, recipe, output)
+    files = [] if folder is None else write_files(folder, choose_suffix(split, checkpoint), result, embeds, scores)
+    return {**result, "files": [str(path) for path in files]}

@@ -1,0 +1,121 @@
+"""What stands between a target and its scores: which files, which device, which precision, how much may be bad."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune.ground.errors import CheckpointError, DataError
+from mmtune.scored_split import SplitEmbeddings
+from mmtune.scoring_loop import EncodedBatches, embed_split
+
+if TYPE_CHECKING:
+    from mmtune.backbones import Backbone
+    from mmtune.model_loading import Target
+    from mmtune.recipe_schema import Recipe
+    from mmtune.sources import OpenedSplit
+
+
+def name_checkpoint(target: "str | Path | Recipe", checkpoint: str | None) -> "str | Path | Recipe":
+    """The checkpoint folder that is meant.
+
+    Raises:
+        CheckpointError: the run has no checkpoint of that name; the message lists those it has.
+    """
+    if checkpoint is None:
+        return target
+    from mmtune.run_checkpoint import checkpoints
+
+    run = Path(target if isinstance(target, str | Path) else target.output)
+    folder = run / "checkpoints" / checkpoint
+    if not folder.is_dir():
+        there = ", ".join(path.name for path in checkpoints(run)) or "none"
+        raise CheckpointError(f"{run} has no checkpoint {checkpoint!r}; it has {there}")
+    return folder
+
+
+def choose_folder(found: "Target", recipe: "Recipe | None", output: str | Path | None) -> Path | None:
+    """Where the files go: a run's own scores are never replaced by scores on other data."""
+    if output is not None:
+        return Path(output)
+    return found.run if recipe is None or recipe == found.recipe else None
+
+
+def choose_suffix(split: str, checkpoint: str | None) -> str:
+    """What tells other scores of a run from the scores of its chosen checkpoint on the test split."""
+    return ("" if split == "test" else f"_{split}") + ("" if checkpoint is None else f"_{checkpoint}")
+
+
+def device() -> str:
+    """Where models are scored: the GPU where there is one and the CPU was not asked for."""
+    import torch
+
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    return "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+
+
+def choose_precision(recipe: "Recipe", where: str) -> str:
+    """The forward pass's arithmetic: the recipe's, except that a CPU cannot do fp16 and gets fp32 (it is recorded)."""
+    import torch
+
+    wish = recipe.train.precision
+    if wish == "auto":
+        return "bf16" if where == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "fp32" if wish == "fp16" and where == "cpu" else wish
+
+
+def embed_opened(
+    backbone: "Backbone", opened: "OpenedSplit", recipe: "Recipe", split: str, keep: EncodedBatches
+) -> SplitEmbeddings:
+    """The split as this model sees it; ``keep`` saves the next model the decoding.
+
+    Raises:
+        DataError: with the images that failed to decode, too much of the split is bad.
+    """
+    from mmtune.train_data import EVALUATION_BATCH
+
+    where = device()
+    embedded = embed_split(
+        backbone,
+        opened.samples,
+        device=where,
+        batch=EVALUATION_BATCH,
+        workers=recipe.train.workers,
+        precision=choose_precision(recipe, where),
+        split=split,
+        keep=keep,
+    )
+    bad, limit = (*opened.bad, *embedded.bad), recipe.data.max_bad_fraction
+    if len(bad) > limit * opened.num_seen:
+        shown = "".join(f"\n  {item.where}: {item.reason}" for item in bad[:10])
+        raise DataError(
+            f"data: {len(bad)} of {opened.num_seen} items of split {split!r} are bad, more than "
+            f"max_bad_fraction={limit:g} allows:{shown}"
+        )
+    return embedded
+
+
+def describe(
+    found: "Target",
+    backbone: "Backbone",
+    opened: "OpenedSplit",
+    embedded: SplitEmbeddings,
+    recipe: "Recipe",
+    split: str,
+) -> dict[str, Any]:
+    """What a reader needs to know about how the scores came about."""
+    shown = {image.key for image in embedded.images}
+    bad = (*opened.bad, *embedded.bad)
+    return {
+        "split": split,
+        "samples": sum(sample.image.key in shown for sample in opened.samples),
+        "images": len(embedded.images),
+        "texts": len(embedded.texts),
+        "bad": len(bad),
+        "quarantined": [asdict(item) for item in bad],
+        "checkpoint": found.folder.name if found.run and found.folder else None,
+        "backbone": backbone.record(),
+        "data": recipe.data.model_dump(mode="json"),
+        "precision": choose_precision(recipe, device()),
+        "seed": recipe.seed,
+    }

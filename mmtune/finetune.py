@@ -1,0 +1,64 @@
+"""The main entry, for any launcher and without installation.
+
+accelerate launch mmtune/finetune.py recipes/x.yaml [section.key=value ...] [--resume auto|never] [--restart]
+accelerate launch mmtune/finetune.py recipes/x.yaml --print-resolved
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # Before any other import: launched as a file, Python puts mmtune/ itself first on sys.path, where our rooms would
+    # stand in for libraries of the same name. The repository root in its place also makes `import mmtune` work.
+    _package = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != _package]
+    if not globals().get("__package__"):
+        sys.path.insert(0, os.path.dirname(_package))
+
+import argparse
+import json
+from collections.abc import Sequence
+
+
+def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line -> recipe, overrides, resume, restart, print_resolved."""
+    parser = argparse.ArgumentParser(prog="finetune.py", description="Fine-tune a backbone as a recipe says.")
+    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the recipe's")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: go on where the run folder holds the same recipe; never: refuse a folder that holds a run",
+    )
+    parser.add_argument("--restart", action="store_true", help="move an old run aside and begin anew")
+    parser.add_argument("--print-resolved", action="store_true", help="print the recipe with every default, and stop")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 2 for a mistake of the user's, which the first rank prints without a traceback."""
+    from mmtune.ground.errors import MmtuneError
+
+    given = read_arguments(argv)
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        from mmtune.recipe_schema import load_recipe, resolved_json
+
+        recipe = load_recipe(given.recipe, given.overrides, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+        if given.print_resolved:
+            if is_first:
+                print(json.dumps(resolved_json(recipe), indent=2, ensure_ascii=False))
+            return 0
+        from mmtune.training_run import fit
+
+        fit(recipe, resume=given.resume, restart=given.restart)
+    except MmtuneError as error:
+        if is_first:
+            print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""From whatever names a model to the model: a run, a checkpoint, a peft adapter, a model folder, a hub id, builtin:."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmtune.ground.errors import CheckpointError
+from mmtune.ground.safe_files import read_json
+
+if TYPE_CHECKING:
+    from mmtune.adapters import Adapted
+    from mmtune.backbones import Backbone
+    from mmtune.backbones import Section as BackboneSection
+    from mmtune.recipe_schema import Recipe
+
+RECIPE_FILE = "recipe.resolved.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a name stands for.
+
+    Attributes:
+        kind: ``run``, ``checkpoint``, ``adapter`` (a folder that peft wrote) or ``model`` (nothing to attach).
+        backbone: the backbone it stands on, at the commit that was trained on.
+        folder: the checkpoint or adapter folder; None for a model.
+        run: the run folder it belongs to, if any.
+        recipe: the run's recipe, if any.
+        weight_hash: what the run noted of the backbone's weights, if any.
+    """
+
+    kind: Literal["run", "checkpoint", "adapter", "model"]
+    backbone: "BackboneSection"
+    folder: Path | None = None
+    run: Path | None = None
+    recipe: "Recipe | None" = None
+    weight_hash: str | None = None
+
+
+def resolve(target: "str | Path | Recipe") -> Target:
+    """Find out what a name stands for; a recipe stands for its run folder.
+
+    Raises:
+        CheckpointError: a folder that is none of these, or a run without a usable checkpoint.
+    """
+    from mmtune.backbones import Section
+    from mmtune.recipe_schema import Recipe
+    from mmtune.run_checkpoint import choose_checkpoint, problems
+
+    if isinstance(target, Recipe):
+        target = target.output
+    folder = Path(target).expanduser()
+    if not folder.is_dir():
+        return Target("model", Section(id=str(target)))
+    if (folder / RECIPE_FILE).is_file():
+        return _of_run("run", folder, choose_checkpoint(folder))
+    run = folder.parent.parent
+    if folder.parent.name == "checkpoints" and (run / RECIPE_FILE).is_file():
+        if found := problems(folder):
+            raise CheckpointError(f"{folder} cannot be used: {'; '.join(found)}")
+        return _of_run("checkpoint", run, folder)
+    if (folder / "adapter_config.json").is_file():
+        return _of_adapter(folder)
+    if (folder / "config.json").is_file():
+        return Target("model", Section(id=str(folder)))
+    raise CheckpointError(
+        f"{folder} is neither a run ({RECIPE_FILE}), a checkpoint of one, a peft adapter (adapter_config.json) "
+        "nor a model folder (config.json)"
+    )
+
+
+def _of_run(kind: Literal["run", "checkpoint"], run: Path, checkpoint: Path) -> Target:
+    from mmtune.recipe_schema import recipe_from_json
+
+    recipe = recipe_from_json(read_json(run / RECIPE_FILE), str(run / RECIPE_FILE))
+    manifest = run / "manifest.json"
+    noted = (read_json(manifest).get("backbone") or {}) if manifest.is_file() else {}
+    section = recipe.backbone
+    if noted.get("commit"):
+        section = section.model_copy(update={"revision": noted["commit"]})
+    return Target(kind, section, checkpoint, run, recipe, noted.get("weight_hash"))
+
+
+def _of_adapter(folder: Path) -> Target:
+    from mmtune.adapters import read_adapter_config
+    from mmtune.backbones import Section
+
+    config = read_adapter_config(folder)
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder / 'adapter_config.json'} names no base_model_name_or_path to stand on")
+    return Target("adapter", Section(id=base, revision=config.get("revision")), folder)
+
+
+def load_base(target: Target, *, device: str = "cpu", full: bool = False, plain: bool = False) -> "Backbone":
+    """The backbone a target stands on, freshly loaded, without its adapter.
+
+    Args:
+        target: from ``resolve``.
+        device: where it goes.
+        full: the original weights even where the run quantized them.
+        plain: float32 throughout, quantized layers dequantized: what an adapter can be merged into.
+
+    Raises:
+        BackboneError: it does not load.
+        CheckpointError: its weights are not those the run was trained on.
+    """
+    from mmtune.backbones import load
+
+    section = target.backbone.model_copy(update={"quantize": None}) if full else target.backbone
+    if section.quantize is not None:
+        backbone = load(section, device=device, dequantize=plain)
+    else:
+        backbone = load(section, device=device, dtype="float32" if plain else None)
+    if target.weight_hash not in (None, backbone.weight_hash):
+        raise CheckpointError(
+            f"the weights of {section.id} have changed since {target.run} was trained on them "
+            f"(sha256 {backbone.weight_hash[:12]}, then {str(target.weight_hash)[:12]}); an adapter fits no others"
+        )
+    return backbone
+
+
+def attach_target(backbone: "Backbone", target: Target) -> "Adapted":
+    """Put what a target trained into its backbone, in place.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    from mmtune.adapters import attach, attach_foreign, restore
+
+    assert target.folder is not None, "a model has nothing to attach"
+    if target.recipe is None:
+        return attach_foreign(backbone, target.folder)
+    adapted = attach(backbone, target.recipe.adapter, seed=target.recipe.seed)
+    restore(adapted, target.folder)
+    backbone.model.eval().requires_grad_(False)
+    return adapted
+
+
+def load_model(target: "str | Path | Recipe", *, device: str = "cpu", fresh_base: bool = False) -> "Backbone":
+    """The model a name stands for, ready to embed, with its processor.
+
+    Args:
+        target: run folder (its best checkpoint), checkpoint folder, folder of a peft adapter, model folder, hub id,
+            ``builtin:NAME``, or a recipe (its run).
+        device: where it goes.
+        fresh_base: leave the adapter out: the untouched backbone.
+
+    Raises:
+        CheckpointError, BackboneError: what is there cannot be used; the message says why.
+    """
+    found = resolve(target)
+    backbone = load_base(found, device=device)
+    if found.folder is not None and not fresh_base:
+        attach_target(backbone, found)
+    return backbone
+
+
+def load(target: "str | Path | Recipe", *, device: str = "cpu") -> Any:
+    """``mmtune.load("runs/x")``: an object with ``model`` and ``processor`` (a ``Backbone``), adapter attached.
+
+    Raises:
+        CheckpointError, BackboneError: what is there cannot be used; the message says why.
+    """
+    return load_model(target, device=device)

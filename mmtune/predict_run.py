@@ -1,0 +1,165 @@
+"""The story of ``predict``: a model and a pile of images or texts in, one ``.npy`` of embeddings with ids out."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune.embedding_files import EmbeddingStore, paths_for
+from mmtune.embedding_input import EmbeddingInput, InputKind, list_input
+from mmtune.ground.errors import TrainingError
+from mmtune.ground.records import BadItem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mmtune.backbones import Backbone
+    from mmtune.model_loading import Target
+
+SAVE_SECONDS = 10.0
+"""How much work an interruption may cost."""
+
+NUM_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was written.
+
+    Attributes:
+        embeddings: the ``.npy``, float32[N, D], rows L2-normalised.
+        ids: the JSON list of the N ids.
+        manifest: model, input, counts and what was bad.
+        num_rows: N.
+        bad: what could not be embedded, with its reason.
+    """
+
+    embeddings: Path
+    ids: Path
+    manifest: Path
+    num_rows: int
+    bad: tuple[BadItem, ...]
+
+
+def predict(
+    model: str | Path,
+    source: str | Path,
+    *,
+    output: str | Path,
+    kind: InputKind | None = None,
+    column: str | None = None,
+    batch: int = 32,
+    workers: int = 0,
+    device: str | None = None,
+) -> Prediction:
+    """Embed images or texts. An interrupted prediction goes on where it stopped; a finished one says so.
+
+    Args:
+        model: run, checkpoint, peft adapter, model folder, hub id or ``builtin:NAME``.
+        source: a folder of images, a glob, a table (JSON lines, CSV, TSV) or a ``.txt``.
+        output: the ``.npy``; ``.ids.json`` and ``.manifest.json`` go beside it.
+        kind: ``image`` or ``text``; None: what the source holds.
+        column: the table's column, where it is not called ``image``, ``file_name``, ``text`` or ``caption``.
+        batch: items per forward pass.
+        workers: processes that read and encode.
+        device: None: the GPU where there is one.
+
+    Raises:
+        DataError: nothing to embed, or ``output`` holds something else.
+        CheckpointError, BackboneError: the model cannot be used.
+        TrainingError: an embedding is not finite.
+    """
+    from mmtune.evaluation_setup import device as best_device
+    from mmtune.model_loading import load_model, resolve
+
+    paths = paths_for(output)
+    given = list_input(source, kind, column=column)
+    target = resolve(model)
+    backbone = load_model(model, device=device or best_device())
+    store = EmbeddingStore(paths, _identity(backbone, target, given), len(given.items))
+    if store.note:
+        print(store.note, flush=True)
+    if store.finished:
+        print(f"{paths.embeddings} is finished: nothing to do", flush=True)
+    else:
+        _fill(store, backbone, given, batch, workers)
+        store.finish(given.ids, {"model": str(model), "source": str(source), "bad": [asdict(one) for one in given.bad]})
+    bad = (*given.bad, *store.failed.values())
+    _report(bad)
+    num_rows = store.num_items - len(store.failed)
+    print(
+        f"{paths.embeddings}: {num_rows} {given.kind} embeddings, {len(bad)} left out; ids in {paths.ids}", flush=True
+    )
+    return Prediction(paths.embeddings, paths.ids, paths.manifest, num_rows, bad)
+
+
+def _identity(backbone: "Backbone", target: "Target", given: EmbeddingInput) -> dict[str, str]:
+    """What the embeddings are a function of."""
+    from mmtune.ground.safe_files import file_hash, files_below
+
+    files = files_below(target.folder) if target.folder is not None else []
+    trained = [f"{path.name}:{file_hash(path)}" for path in files if not path.name.startswith(("optimizer", "state"))]
+    section = backbone.section
+    return {
+        "weights": f"{backbone.weight_hash} {section.dtype} {section.quantize}",
+        "adapter": " ".join(trained),
+        "kind": given.kind,
+        "input": given.fingerprint,
+    }
+
+
+def _fill(store: EmbeddingStore, backbone: "Backbone", given: EmbeddingInput, batch: int, workers: int) -> None:
+    """Embed what is missing, in order, and save every few seconds."""
+    started = saved = time.monotonic()
+    first = store.num_done
+    for places, rows, failed in _embedded(backbone, given, first, batch, workers):
+        store.put(places, rows, failed)
+        now = time.monotonic()
+        if now - saved >= SAVE_SECONDS:
+            store.save()
+            saved = now
+            speed = (store.num_done - first) / (now - started)
+            print(f"{store.num_done} of {store.num_items}, {speed:.1f} per second", flush=True)
+
+
+def _embedded(
+    backbone: "Backbone", given: EmbeddingInput, first: int, batch: int, workers: int
+) -> "Iterator[tuple[list[int], np.ndarray, dict[int, BadItem]]]":
+    """Batches from item ``first`` on: places, float32[n, D], and the items that could not be read."""
+    import numpy as np
+    import torch
+
+    from mmtune.scoring_loop import EncodeText, ReadImage, open_batches
+
+    family, processor = backbone.family, backbone.processor
+    encode: Any = ReadImage(family, processor) if given.kind == "image" else EncodeText(family, processor)
+    embed = family.embed_image if given.kind == "image" else family.embed_text
+    device = next(backbone.model.parameters()).device
+    starts = range(first, len(given.items), batch)
+    batches = [list(range(start, min(start + batch, len(given.items)))) for start in starts]
+    for places, inputs, failed in open_batches(backbone, given.items, encode, batches, workers):
+        rows = np.zeros((0, 0), dtype=np.float32)
+        if places:
+            with torch.inference_mode():
+                on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+                rows = embed(backbone.model, on_device).float().cpu().numpy()
+            _check_finite(rows, [given.ids[place] for place in places])
+        yield places, rows, failed
+
+
+def _check_finite(rows: "np.ndarray", ids: list[str]) -> None:
+    import numpy as np
+
+    broken = [name for name, row in zip(ids, rows, strict=True) if not np.isfinite(row).all()]
+    if broken:
+        raise TrainingError(
+            f"the model gives values that are not finite, first for {broken[0]}; its weights are unusable"
+        )
+
+
+def _report(bad: tuple[BadItem, ...]) -> None:
+    for item in bad[:NUM_SHOWN]:
+        print(f"left out {item.where}: {item.reason}", flush=True)
+    if len(bad) > NUM_SHOWN:
+        print(f"and {len(bad) - NUM_SHOWN} more, see the manifest", flush=True)

@@ -1,0 +1,237 @@
+"""What can be known before training: each check takes what is there already and adds facts, warnings and problems."""
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtune.ground.errors import BackboneError, DataError, MmtuneError, RecipeError
+from mmtune.ground.recipe_text import KeyPath, Problem, RecipeText, dotted
+
+if TYPE_CHECKING:
+    from mmtune.backbones import Description
+    from mmtune.batch_building import Layout
+    from mmtune.recipe_schema import Recipe
+    from mmtune.sources import OpenedSplit
+
+MOST_SHOWN = 10
+"""Bad items of a split that are listed."""
+
+
+@dataclass
+class Findings:
+    """What the checks found, in their order.
+
+    Attributes:
+        text: the recipe's text, for the places of its keys.
+        facts: (topic, what is so).
+        warnings: what will run and may disappoint.
+        problems: what will not run.
+        splits: (split, images, captions, bad) per split.
+        parts: (part, modules, trained weights, share of all weights) per part.
+    """
+
+    text: RecipeText
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    splits: list[tuple[str, int, int, int]] = field(default_factory=list)
+    parts: list[tuple[str, int, int, float]] = field(default_factory=list)
+
+    def fact(self, topic: str, what: str) -> None:
+        """Note something worth knowing."""
+        self.facts.append((topic, what))
+
+    def problem(self, path: KeyPath, what: str) -> None:
+        """Note what will not run, at the place of its key."""
+        self.problems.append(self._located(path, what))
+
+    def warning(self, path: KeyPath, what: str) -> None:
+        """Note what may disappoint, at the place of its key."""
+        self.warnings.append(self._located(path, what))
+
+    def error(self, path: KeyPath, error: MmtuneError) -> None:
+        """Note an error's message; one that begins with a key of the recipe goes to that key's place."""
+        for line in str(error).splitlines() if isinstance(error, RecipeError) else [str(error)]:
+            key, _, rest = line.partition(": ")
+            named = tuple(key.split("."))
+            known = len(named) > 1 and named in self.text.places
+            self.problem(named if known else path, rest if known else line.removeprefix(f"{dotted(path)} "))
+
+    def _located(self, path: KeyPath, what: str) -> str:
+        return str(Problem(self.text.place_of(path), dotted(path), what))
+
+
+# --- backbone
+
+
+def describe_backbone(recipe: "Recipe", findings: Findings) -> "Description | None":
+    """Find the backbone and read its config.json; None where there is none."""
+    from mmtune.backbones import describe
+
+    try:
+        description = describe(recipe.backbone)
+    except BackboneError as error:
+        findings.error(("backbone", "id"), error)
+        return None
+    family = description.family.FAMILY
+    layers = ", ".join(f"{part} {count} layers" for part, count in description.num_layers.items())
+    commit = f" at commit {description.commit}" if description.commit else ""
+    findings.fact("backbone", f"{description.id}{commit}")
+    findings.fact("family", f"{family.name} ({layers})")
+    return description
+
+
+def check_abilities(recipe: "Recipe", description: "Description", findings: Findings) -> None:
+    """The family can do what the task asks, and the loss fits both."""
+    from mmtune.ground.kind_folder import kind, kinds
+
+    family, task = description.family.FAMILY, kind("tasks", recipe.task)
+    if task.ABILITY not in family.abilities:
+        fitting = [name for name, module in kinds("tasks").items() if module.ABILITY in family.abilities]
+        can = ", ".join(sorted(family.abilities)) or "nothing"
+        what = f"{recipe.task.kind} needs the ability {task.ABILITY}, and family {family.name} can {can}"
+        findings.problem(("task", "kind"), f"{what}; tasks that fit: {', '.join(fitting) or 'none'}")
+    if recipe.task.loss.kind not in task.LOSSES:
+        what = f"{recipe.task.loss.kind} is no loss for {recipe.task.kind}; write one of {', '.join(task.LOSSES)}"
+        findings.problem(("task", "loss", "kind"), what)
+    if recipe.task.loss.kind == "sigmoid" and len(family.temperature) < 2:
+        what = f"family {family.name} has no logit bias, without which sigmoid starts poorly; infonce suits it better"
+        findings.warning(("task", "loss", "kind"), what)
+
+
+def check_adapter(recipe: "Recipe", description: "Description", findings: Findings) -> None:
+    """Parts and layers exist and can carry the adapter, by config.json."""
+    from mmtune.adapters import problems
+
+    for message in problems(recipe.adapter, recipe.backbone, description):
+        findings.error(("adapter",), RecipeError(message))
+
+
+def attach_adapter(recipe: "Recipe", findings: Findings) -> None:
+    """Load the backbone and attach the adapter; every target must hit a module."""
+    from mmtune.adapters import attach
+    from mmtune.backbones import load
+
+    try:
+        adapted = attach(load(recipe.backbone), recipe.adapter, seed=recipe.seed)
+    except BackboneError as error:
+        findings.error(("backbone", "id"), error)
+        return
+    except MmtuneError as error:
+        findings.error(("adapter",), error)
+        return
+    findings.fact("weights", f"sha256 {adapted.backbone.weight_hash}")
+    findings.parts += [(row.part, row.num_modules, row.num_trainable, row.share) for row in adapted.parts]
+
+
+# --- machine
+
+
+def check_machine(recipe: "Recipe", findings: Findings) -> None:
+    """Precision against the device, and packages that only some recipes need."""
+    from mmtune.run_setup import TRACKER_PACKAGES, resolve_precision
+
+    try:
+        resolved = resolve_precision(recipe.train.precision)
+    except RecipeError as error:
+        findings.error(("train", "precision"), error)
+        resolved = "no"
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    findings.fact("device", f"{device}, precision {'fp32' if resolved == 'no' else resolved}")
+    if resolved == "bf16" and device == "CPU":
+        what = "bf16 runs on a CPU, on most about 100 times slower than fp32; auto chooses what is fast"
+        findings.warning(("train", "precision"), what)
+    for tracker in recipe.train.trackers:
+        if importlib.util.find_spec(TRACKER_PACKAGES[tracker]) is None:
+            what = f"{tracker} is not installed; pip install 'mmtune[{tracker}]', or leave it out"
+            findings.problem(("train", "trackers"), what)
+
+
+# --- data
+
+
+def open_data(recipe: "Recipe", findings: Findings) -> "OpenedSplit | None":
+    """Open every split the run and its evaluation read, and count; gives the training split."""
+    from mmtune.sources import split_names
+    from mmtune.train_data import open_checked
+
+    try:
+        names = split_names(recipe.data)
+    except DataError as error:
+        findings.error(("data",), error)
+        return None
+    needed = ["train"] + (["validation"] if recipe.train.evaluate_every else [])
+    opened: dict[str, OpenedSplit] = {}
+    for split in dict.fromkeys([*needed, *names]):
+        try:
+            opened[split] = open_checked(recipe, split)
+        except DataError as error:
+            findings.error(("data",), error)
+            continue
+        _count_split(split, opened[split], findings)
+    if "test" not in names:
+        findings.warning(("data",), "there is no split 'test', which `mmtune evaluate` scores unless told otherwise")
+    return opened.get("train")
+
+
+def _count_split(split: str, opened: "OpenedSplit", findings: Findings) -> None:
+    captions = sum(len(sample.captions) for sample in opened.samples)
+    findings.splits.append((split, len(opened.samples), captions, len(opened.bad)))
+    for item in opened.bad[:MOST_SHOWN]:
+        findings.warnings.append(f"{item.where}: {item.reason}; quarantined")
+    if len(opened.bad) > MOST_SHOWN:
+        findings.warnings.append(f"split {split}: {len(opened.bad) - MOST_SHOWN} more are quarantined")
+
+
+# --- length
+
+
+def check_length(recipe: "Recipe", train: "OpenedSplit", ranks: int, findings: Findings) -> "Layout | None":
+    """Durations in steps, now that the data is counted: the batch fits an epoch, the warm-up fits the run."""
+    from mmtune.ground.kind_folder import kind
+    from mmtune.run_setup import in_steps, make_layout, total_steps
+
+    num_items = len(kind("tasks", recipe.task).items(train.samples, recipe.data.captions))
+    try:
+        layout = make_layout(recipe, num_items, ranks)
+    except RecipeError as error:
+        findings.error(("train", "batch"), error)
+        return None
+    total = total_steps(recipe, layout)
+    warmup = in_steps(recipe.train.warmup, layout, total)
+    per_epoch = f"{layout.steps_per_epoch} steps per epoch, {layout.num_dropped} samples left out of each"
+    findings.fact("length", f"{total} steps of {layout.batch} samples ({per_epoch}), {warmup} of them warm-up")
+    if warmup >= total:
+        what = f"{recipe.train.warmup} is {warmup} steps and the run has {total}; write less, such as 5%"
+        findings.problem(("train", "warmup"), what)
+    if in_steps(recipe.train.evaluate_every, layout, total) > total:
+        what = f"{recipe.train.evaluate_every} is longer than the run; it is scored once, at the end"
+        findings.warning(("train", "evaluate_every"), what)
+    return layout
+
+
+# --- run folder
+
+
+def check_output(recipe: "Recipe", findings: Findings) -> None:
+    """The run folder is free, or holds this recipe."""
+    from mmtune.ground.safe_files import read_json
+    from mmtune.run_folder import RESOLVED, differing_keys
+
+    run = Path(recipe.output)
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        findings.fact("output", f"{run} (new)")
+    elif not (run / RESOLVED).is_file():
+        findings.problem(("output",), f"{run} is in use and holds no run; write another folder")
+    else:
+        differing = differing_keys(read_json(run / RESOLVED), recipe.model_dump(mode="json"))
+        if differing - {"train.length"}:
+            keys = ", ".join(sorted(differing))
+            findings.problem(
+                ("output",), f"{run} holds a run of another recipe ({keys} differ); --restart moves it aside"
+            )
+        else:
+            findings.fact("output", f"{run} (holds this recipe's run, which goes on)")

@@ -1,0 +1,81 @@
+"""The story of ``check``: everything about a recipe that can be known before training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmtune.preflight_checks import Findings
+
+
+def check(recipe_path: str | Path, overrides: Sequence[str] = (), schema_only: bool = False, *, ranks: int = 1) -> int:
+    """Check a recipe and print what it would do.
+
+    Args:
+        recipe_path: the YAML file.
+        overrides: ``section.key=value``.
+        schema_only: stop before data and backbone; imports no torch.
+        ranks: processes the run will be launched with.
+
+    Returns:
+        The exit code: 0, or 2 where the recipe cannot run.
+
+    Raises:
+        RecipeError: mistakes of the recipe's text, before anything else can be checked.
+    """
+    from mmtune.ground.recipe_text import read_recipe_text
+    from mmtune.recipe_schema import load_recipe
+
+    recipe = load_recipe(recipe_path, overrides, world_size=ranks)
+    if schema_only:
+        print(f"{recipe_path}: the recipe is sound; data and backbone were not looked at")
+        return 0
+    from mmtune import preflight_checks as checks
+
+    findings = checks.Findings(read_recipe_text(recipe_path, overrides))
+    checks.check_output(recipe, findings)
+    description = checks.describe_backbone(recipe, findings)
+    if description is not None:
+        checks.check_abilities(recipe, description, findings)
+        checks.check_adapter(recipe, description, findings)
+    checks.check_machine(recipe, findings)
+    train = checks.open_data(recipe, findings)
+    if train is not None:
+        checks.check_length(recipe, train, ranks, findings)
+    if description is not None and not findings.problems:
+        checks.attach_adapter(recipe, findings)
+    report(findings)
+    return 2 if findings.problems else 0
+
+
+def report(findings: "Findings") -> None:
+    """Facts and tables to standard output, warnings and problems to standard error."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    width = max((len(topic) for topic, _ in findings.facts), default=0)
+    for topic, what in findings.facts:
+        print(f"{topic:<{width}}  {what}")
+    splits, parts = (
+        Table("split", title="data", title_justify="left"),
+        Table("part", title="adapter", title_justify="left"),
+    )
+    for name in ("images", "captions", "bad"):
+        splits.add_column(name, justify="right")
+    for split, images, captions, bad in findings.splits:
+        splits.add_row(split, f"{images:,}", f"{captions:,}", f"{bad:,}")
+    for name in ("modules", "trained weights", "share"):
+        parts.add_column(name, justify="right")
+    for part, modules, trained, share in findings.parts:
+        parts.add_row(part, f"{modules:,}", f"{trained:,}", f"{share:.2%}")
+    for table in (splits, parts):
+        if table.row_count:
+            console.print(table)
+    for text in findings.warnings:
+        print(f"warning: {text}", file=sys.stderr)
+    for text in findings.problems:
+        print(text, file=sys.stderr)
+    print("ready to train" if not findings.problems else "not ready: see the messages above")

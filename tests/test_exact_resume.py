@@ -1,0 +1,187 @@
+"""A run that was killed with SIGKILL goes on bit for bit: adapter, optimizer and logged losses.
+
+One interpreter makes all runs (see ``launched/killed_runs.py``); the tests below look at what they left.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
+HERE = Path(__file__).parent
+STEPS = 9
+CASES = {
+    "plain": {"kill_at": 5},
+    "before_the_first_checkpoint": {"kill_at": 1},
+    "workers": {"kill_at": 7, "overrides": ["train.workers=2"]},
+    "in_the_middle_of_a_save": {"kill_at": 6, "kill_in_save": 3},
+    "two_ranks": {"kill_at": 5, "ranks": 2},
+}
+"""Case -> how it is killed. Checkpoints are written every third step, so 5 and 7 lose steps that were done."""
+
+
+def write_data(folder: Path) -> None:
+    """Twenty-two small pictures with two captions each, and one that is no picture inside."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number in range(22):
+        name = f"{number}.png"
+        Image.new("RGB", (40, 36), (number * 11, 255 - number * 9, (number * 37) % 256)).save(folder / "images" / name)
+        rows.append({"image": name, "caption": [f"picture {number}", f"the colour of number {number}"]})
+    damaged = folder / "images" / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])  # the header stays whole: found only when decoded
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_recipe(folder: Path, backbone: Path) -> Path:
+    recipe = {
+        "backbone": {"id": str(backbone)},
+        "adapter": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.2, "parts": ["vision", "text"], "targets": ["attention"]},
+        "data": {
+            "kind": "jsonl", "path": str(folder / "pairs.jsonl"), "images": str(folder / "images"),
+            "split": {"validation": "5%", "test": "5%"}, "max_bad_fraction": 0.2,
+            "augment": {"crop": 0.7, "flip": True, "colour": 0.3},
+        },
+        "task": {"kind": "retrieval", "loss": {"kind": "infonce"}},
+        "train": {
+            "length": f"{STEPS} steps", "batch": 8, "micro_batch": 2, "learning_rate": 0.01, "warmup": "2 steps",
+            "log_every": "1 steps", "evaluate_every": None, "precision": "fp32",
+        },
+        "checkpoint": {"every": "3 steps", "keep": 2},
+        "output": "set by each run",
+        "seed": 4,
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> dict[str, Any]:
+    """Every run of this file: folder of the runs, exit codes by name."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_data(folder)
+    recipe = str(write_recipe(folder, tiny_clip_folder))
+
+    def spec(name: str, *overrides: str, **values: Any) -> dict[str, Any]:
+        common = {"recipe": recipe, "error": str(folder / f"{name}.error"), "port": free_port()}
+        return {**common, **values, "overrides": [f"output={folder / name}", *values.get("overrides", []), *overrides]}
+
+    plan: dict[str, dict[str, Any]] = {}
+    for name, case in CASES.items():
+        lasting = {key: value for key, value in case.items() if not key.startswith("kill")}
+        plan[f"{name}.whole"] = spec(f"{name}.whole", **lasting)
+        plan[f"{name}.killed"] = spec(f"{name}.killed", **case)
+        plan[f"{name}.resumed"] = spec(f"{name}.killed", **lasting)
+    plan["finished again"] = spec("plain.whole")
+    plan["another recipe"] = spec("plain.whole", "train.learning_rate=0.02")
+    plan["never"] = spec("plain.whole", fit={"resume": "never"})
+    one_step = ["train.length=1 steps", "train.warmup=0 steps", "train.schedule=constant"]
+    plan["no dropout"] = spec("no dropout", *one_step, "adapter.dropout=0.0")
+    plan["no augmentation"] = spec("no augmentation", *one_step, "data.augment={crop: null}")
+    plan["another seed"] = spec("another seed", *one_step, "seed=5")
+    plan["longer"] = spec("workers.whole", "train.workers=2", f"train.length={STEPS + 2} steps")
+    plan["restarted"] = spec("before_the_first_checkpoint.whole", fit={"restart": True})
+    plan["not finite"] = spec("not_finite", poison_at=4)
+    plan["not finite on two ranks"] = spec("not_finite_two", poison_at=2, ranks=2)
+    file = folder / "plan.json"
+    file.write_text(json.dumps(list(plan.values())))
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, str(HERE / "launched" / "killed_runs.py"), str(file)]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=880)
+    assert done.returncode == 0, done.stderr[-3000:]
+    codes = json.loads((folder / "plan.codes.json").read_text())
+    return {"folder": folder, "codes": dict(zip(plan, codes, strict=True)), "output": done.stdout + done.stderr}
+
+
+def losses(run: Path) -> dict[int, tuple[float, float, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {row["step"]: (row["loss"], row["grad_norm"], row["learning_rate"]) for row in rows if "loss" in row}
+    assert len(found) == sum("loss" in row for row in rows), "no step is logged twice"
+    return found
+
+
+def checkpoint_bytes(run: Path, step: int) -> dict[str, bytes]:
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_goes_on_bit_for_bit(runs: dict[str, Any], name: str) -> None:
+    folder, codes = runs["folder"], runs["codes"]
+    assert codes[f"{name}.killed"] == -9, runs["output"][-2000:]
+    assert codes[f"{name}.whole"] == codes[f"{name}.resumed"] == 0, runs["output"][-2000:]
+    whole, resumed = folder / f"{name}.whole", folder / f"{name}.killed"
+    # One uninterrupted run is trained on for two steps more by another case: look at the first steps only.
+    assert losses(resumed) == {step: row for step, row in losses(whole).items() if step <= STEPS}
+    assert sorted(losses(resumed)) == list(range(1, STEPS + 1))
+    expected = checkpoint_bytes(whole, STEPS)
+    assert {"adapter/adapter_model.safetensors", "optimizer.safetensors", "temperature.safetensors"} <= set(expected)
+    assert checkpoint_bytes(resumed, STEPS) == expected
+
+
+def test_something_in_the_run_is_random(runs: dict[str, Any]) -> None:
+    """The negation: equal bytes would prove little without dropout, augmentation and an order that a seed decides."""
+    whole = losses(runs["folder"] / "plain.whole")
+    for name in ("no dropout", "no augmentation", "another seed"):
+        assert runs["codes"][name] == 0
+        assert losses(runs["folder"] / name)[1] != whole[1], name
+    assert checkpoint_bytes(runs["folder"] / "plain.whole", STEPS - 3) != checkpoint_bytes(
+        runs["folder"] / "plain.whole", STEPS
+    )
+
+
+def test_workers_change_nothing(runs: dict[str, Any]) -> None:
+    without, with_workers = (losses(runs["folder"] / f"{name}.whole") for name in ("plain", "workers"))
+    assert without == {step: row for step, row in with_workers.items() if step <= STEPS}
+
+
+def test_what_failed_to_decode_is_quarantined_once(runs: dict[str, Any]) -> None:
+    for name in ("plain.whole", "plain.killed", "two_ranks.killed"):
+        rows = [json.loads(line) for line in (runs["folder"] / name / "quarantine.jsonl").read_text().splitlines()]
+        assert [Path(row["where"]).name for row in rows] == ["3.png"], name
+        manifest = json.loads((runs["folder"] / name / "manifest.json").read_text())
+        assert manifest["data"]["bad"] == 1 and manifest["status"] == "finished"
+        assert manifest["data"]["samples_trained"] < STEPS * 8, "a bad image leaves its batch and is not replaced"
+
+
+def test_a_folder_in_use_is_never_overwritten(runs: dict[str, Any]) -> None:
+    folder, codes = runs["folder"], runs["codes"]
+    assert codes["finished again"] == 0 and "nothing to do" in runs["output"]
+    assert codes["another recipe"] == 2 and codes["never"] == 2
+    assert "train.learning_rate" in (folder / "another recipe.error").read_text()
+    assert "--restart" in (folder / "never.error").read_text()
+    assert codes["restarted"] == 0
+    assert (folder / "before_the_first_checkpoint.whole.old-1" / "checkpoints").is_dir()
+
+
+def test_a_longer_run_goes_on_from_the_end(runs: dict[str, Any]) -> None:
+    assert runs["codes"]["longer"] == 0
+    run = runs["folder"] / "workers.whole"
+    assert max(losses(run)) == STEPS + 2
+    assert json.loads((run / "manifest.json").read_text())["steps"] == STEPS + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("not finite", "not_finite"), ("not finite on two ranks", "not_finite_two")]
+)
+def test_not_finite_stops_before_the_weights_move(runs: dict[str, Any], name: str, folder: str) -> None:
+    step = 5 if folder == "not_finite" else 3
+    assert runs["codes"][name] == 2
+    message = (runs["folder"] / f"{folder}.error").read_text()
+    assert f"step {step}:" in message and "not finite" in message and "Samples of the batch: " in message
+    assert max(losses(runs["folder"] / folder)) == step - 1

@@ -1,0 +1,60 @@
+"""Every recipe that travels with mmtune is sound, says what it is, and what it needs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mmtune.recipe_schema import load_recipe, recipe_from_json, resolved_json
+from mmtune.recipe_shelf import find_recipe, find_shelf, shipped_recipes, summary_of
+
+NUM_RECIPES = 4
+RECIPES = sorted(shipped_recipes().items())
+
+
+def test_their_number_is_known() -> None:
+    assert len(RECIPES) == NUM_RECIPES
+    assert {"quickstart", "clip_retrieval_lora", "clip_retrieval_4bit_lora", "siglip2_sigmoid_lora"} == dict(
+        RECIPES
+    ).keys()
+
+
+def test_nothing_else_lies_on_the_shelf() -> None:
+    names = {path.name for path in find_shelf().iterdir() if path.name != "__pycache__"}
+    assert names == {f"{name}.yaml" for name, _ in RECIPES} | {"recipe.schema.json"}
+
+
+@pytest.mark.parametrize(("name", "path"), RECIPES)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_each_is_sound_on_one_two_and_four_ranks(name: str, path: Path, ranks: int) -> None:
+    recipe = load_recipe(path, world_size=ranks)
+    assert recipe_from_json(resolved_json(recipe)) == recipe
+    assert recipe.output == f"runs/{name}"
+
+
+@pytest.mark.parametrize(("name", "path"), RECIPES)
+def test_each_begins_with_schema_purpose_and_command(name: str, path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    assert lines[1] == f"# {summary_of(path)}" and len(summary_of(path)) > 30
+    assert lines[2].startswith(f"# Run:   accelerate launch mmtune/finetune.py recipes/{name}.yaml")
+
+
+@pytest.mark.parametrize(("name", "path"), RECIPES)
+def test_the_command_that_each_header_gives_is_sound(name: str, path: Path) -> None:
+    overrides = re.findall(r"[a-z_.]+=\S+", path.read_text().splitlines()[2])
+    recipe = load_recipe(path, overrides)
+    assert recipe.data.kind != "jsonl" or recipe.data.path == "pairs.csv"
+
+
+def test_what_each_recipe_is_about() -> None:
+    recipes = {name: load_recipe(path) for name, path in RECIPES}
+    assert recipes["quickstart"].backbone.id == "builtin:glyph-clip" and recipes["quickstart"].data.kind == "glyphs"
+    assert recipes["clip_retrieval_4bit_lora"].backbone.quantize == "4bit"
+    assert recipes["clip_retrieval_lora"].backbone.quantize is None
+    assert recipes["siglip2_sigmoid_lora"].task.loss.kind == "sigmoid"
+    assert {recipe.adapter.kind for recipe in recipes.values()} == {"lora"}
+
+
+def test_a_recipe_is_found_with_and_without_its_ending() -> None:
+    assert find_recipe("quickstart") == find_recipe("quickstart.yaml") == dict(RECIPES)["quickstart"]
