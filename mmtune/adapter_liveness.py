@@ -83,7 +83,8 @@ class Liveness:
         for line in self._table(header, num_columns=7).splitlines():
             say(line)
         self.start.clear()
-        dead = [line for part in self.lives if part != "temperature" and (line := self._why_dead(part))]
+        reasons = [self._why_dead(part) for part in self.lives if part != "temperature"]
+        dead = [reason for reason in reasons if reason]
         if dead:
             raise TrainingError(f"after {step} updates something that the recipe trains is dead:\n" + "\n".join(dead))
 

@@ -137,7 +137,7 @@ class EncodedPairs:
         try:
             image = sample.image.read()
         except DataError as error:
-            return BadItem(sample.image.where, str(error), "train")
+            return BadItem(sample.image.where, str(error).removeprefix(f"{sample.image.where}: "), "train")
         image = augment(image, self.augmentation, generator_for(self.seed, "augment", epoch, sample.id, caption))
         inputs = {
             **self.family.encode_image(self.processor, image),
@@ -195,7 +195,7 @@ def open_loader(
 
     return DataLoader(
         pairs,  # type: ignore[arg-type]
-        batch_sampler=_Places(layout, rank, first_step, last_step),  # type: ignore[arg-type]
+        batch_sampler=_Places(layout, rank, first_step, last_step),
         num_workers=workers,
         collate_fn=Collate(pairs.family, pairs.processor),
         generator=torch.Generator(),

@@ -142,7 +142,8 @@ def write_folder(merge: Merge, folder: Path) -> dict[str, str]:
 
     from mmtune.backbones import component_files
 
-    model: Any = merge.backbone.model.to(getattr(torch, merge.dtype))
+    model: Any = merge.backbone.model
+    model.to(getattr(torch, merge.dtype))
     with quiet():
         model.save_pretrained(str(folder))
     model.float()
@@ -208,25 +209,28 @@ def _judge(merge: Merge, reloaded: "merge_proof.Embedded") -> dict[str, Any]:
     as_written = merge_proof.embed(merge.backbone, merge.inputs)  # the model holds the folder's rounded values now
     reference = _reference(merge)
     tolerance = merge_proof.ROUNDING[merge.dtype]
+    found = merge_proof.gap(reloaded, merge.embedded[reference])
+    from_written = merge_proof.gap(reloaded, as_written)
+    from_base = merge_proof.gap(merge.embedded["merged"], merge.embedded["base"])
     figures = {
         "reference": reference,
-        "gap": merge_proof.gap(reloaded, merge.embedded[reference]),
+        "gap": found,
         "tolerance": tolerance,
-        "gap_to_written_weights": merge_proof.gap(reloaded, as_written),
-        "difference_from_base": merge_proof.gap(merge.embedded["merged"], merge.embedded["base"]),
+        "gap_to_written_weights": from_written,
+        "difference_from_base": from_base,
         "unit": "share of the range of the embeddings, both sides computed in float32",
     }
     if merge.dtype != "float32":
         figures["tolerance_is"] = f"eight steps of {merge.dtype}, the number format of the folder"
-    if figures["gap"] > tolerance or figures["gap_to_written_weights"] > merge_proof.TOLERANCE:
+    if not (found <= tolerance and from_written <= merge_proof.TOLERANCE):
         raise CheckpointError(
-            f"the merged folder is not the {reference} model: embeddings differ by {figures['gap']:.2e} of their range "
-            f"(allowed {tolerance:.0e}), from the written weights by {figures['gap_to_written_weights']:.2e}"
+            f"the merged folder is not the {reference} model: embeddings differ by {found:.2e} of their range "
+            f"(allowed {tolerance:.0e}), from the written weights by {from_written:.2e}"
         )
-    if merge.scale != 0 and figures["difference_from_base"] <= merge_proof.TOLERANCE:
+    if merge.scale != 0 and not from_base > merge_proof.TOLERANCE:
         raise CheckpointError(
-            f"the merged model embeds like the untouched base (difference {figures['difference_from_base']:.1e} of the "
-            "range): the adapter changes nothing"
+            f"the merged model embeds like the untouched base (difference {from_base:.1e} of the range): "
+            "the adapter changes nothing"
         )
     return figures
 

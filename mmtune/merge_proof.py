@@ -100,7 +100,7 @@ def reload_elsewhere(cases: Sequence[Case], scratch: Path) -> "list[Embedded]":
         save_tensors(scratch / f"inputs-{number}.safetensors", case.inputs)
         job.append(
             {
-                "folder": str(case.folder),
+                "folder": str(case.folder.resolve()),
                 "model_class": case.model_class,
                 "trust_remote_code": case.trust_remote_code,
                 "inputs": str(scratch / f"inputs-{number}.safetensors"),

@@ -43,7 +43,7 @@ def draw_retrievals(
     num_images = min(num_images, len(split.images))
     columns = len(embeds) * num_images + len(embeds) - 1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.6 + 0.86 * columns, 0.62 + 1.0 * len(queries)), dpi=120)
+        figure = Figure(figsize=(2.6 + 0.86 * columns, 0.62 + 1.0 * len(queries)), dpi=96)
         ratios = [3.0, *([1.0] * num_images + [0.35]) * len(embeds)][:-1]
         grid = figure.add_gridspec(
             len(queries), len(ratios), width_ratios=ratios, left=0.01, right=0.99, bottom=0.01,
@@ -58,8 +58,9 @@ def draw_retrievals(
                     _draw_image(axes, embedded, query, image)
                     if row == 0 and place == 0:
                         axes.set_title(name, fontsize=11, pad=6)
-        note = f"texts drawn at random, the first {num_images} of {len(split.images):,} images; green: right; rank: of the first right one"
-        figure.text(0.01, 1 - 0.2 / figure.get_figheight(), note, fontsize=8.5, color=INK, va="center")
+        note = f"texts drawn at random, the first {num_images} of {len(split.images):,} images"
+        legend = f"{note}; green frame: right; rank: of the first right one"
+        figure.text(0.01, 1 - 0.2 / figure.get_figheight(), legend, fontsize=8.5, color=INK, va="center")
         save_picture(figure, path)
     return path
 
@@ -83,7 +84,7 @@ def _draw_text(axes: "Axes", text: str, ranks: Mapping[str, float]) -> None:
     lines = textwrap.wrap(text, 26) or [""]
     shown = "\n".join(lines[:3]) + (" …" if len(lines) > 3 else "")
     facts = "rank " + " → ".join(f"{rank:g}" for rank in ranks.values())
-    place = {"ha": "left", "transform": axes.transAxes, "parse_math": False}
+    place: dict[str, Any] = {"ha": "left", "transform": axes.transAxes, "parse_math": False}
     axes.text(0.0, 0.48, shown, va="bottom", fontsize=9.5, **place)
     axes.text(0.0, 0.36, facts, va="top", fontsize=8.5, color=FAINT, **place)
     axes.set_axis_off()

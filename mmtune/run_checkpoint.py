@@ -145,7 +145,7 @@ def problems(folder: Path) -> list[str]:
 
 def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and one line per newer one that was passed over, saying why."""
-    passed_over = []
+    passed_over: list[str] = []
     for folder in reversed(checkpoints(run)):
         found = problems(folder)
         if not found:

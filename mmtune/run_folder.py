@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmtune.ground.errors import CheckpointError, RecipeError
 from mmtune.ground.process_group import barrier, broadcast_object, is_main
 from mmtune.ground.safe_files import read_json, write_json, write_text
-from mmtune.run_checkpoint import checkpoints, newest_valid, read_state
+from mmtune.run_checkpoint import checkpoints, newest_valid
 
 if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
@@ -86,11 +86,14 @@ def _decide(recipe: "Recipe", resume: str, restart: bool) -> Start:
     if run.exists() and any(run.iterdir()):
         raise RecipeError(f"output: {run} is not empty and holds no run of this tool: give another folder")
     run.mkdir(parents=True, exist_ok=True)
-    _write_recipe(run, recipe)
+    write_recipe(run, recipe)
     return Start(notes=tuple(notes))
 
 
 def _go_on(recipe: "Recipe", run: Path) -> Start:
+    if not checkpoints(run):
+        write_recipe(run, recipe)
+        return Start(notes=(f"{run}: an earlier start wrote no checkpoint; beginning anew",))
     old = read_json(run / RESOLVED)
     differing = differing_keys(old, recipe.model_dump(mode="json"))
     if differing - {"train.length"}:
@@ -100,16 +103,14 @@ def _go_on(recipe: "Recipe", run: Path) -> Start:
             "Use --restart to move that run aside, or set another output."
         )
     folder, passed_over = newest_valid(run)
-    if folder is None and checkpoints(run):
+    if folder is None:
         reasons = "".join(f"\n  {line}" for line in passed_over)
         raise CheckpointError(f"{run}: no checkpoint is whole:{reasons}\nUse --restart to begin anew.")
     finished = (run / "manifest.json").exists() and read_json(run / "manifest.json").get("status") == "finished"
-    if finished and not differing and folder is not None:
+    if finished and not differing:
         return Start(folder, True, (f"{run} is finished: nothing to do (--restart begins anew)",))
-    _write_recipe(run, recipe)
-    notes = list(passed_over)
-    notes.append(f"going on from {folder.name}" if folder else "beginning anew: no checkpoint was written yet")
-    if folder and differing:
+    notes = [*passed_over, f"going on from {folder.name}"]
+    if differing:
         notes.append(f"train.length changed from {old['train']['length']} to {recipe.train.length}")
     return Start(folder, False, tuple(notes))
 
@@ -127,8 +128,10 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -
     return found
 
 
-def _write_recipe(run: Path, recipe: "Recipe") -> None:
-    write_json(run / RESOLVED, recipe.model_dump(mode="json"))
+def write_recipe(run: Path, recipe: "Recipe") -> None:
+    """``recipe.resolved.json``, on the main rank only; reading it back gives an equal recipe."""
+    if is_main():
+        write_json(run / RESOLVED, recipe.model_dump(mode="json"))
 
 
 def _move_aside(run: Path) -> Path:
@@ -172,9 +175,3 @@ def write_quarantine(run: Path, bad: "list[Any]") -> None:
 
     if is_main():
         write_text(run / "quarantine.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in bad))
-
-
-def trained_steps(run: Path) -> int:
-    """The step of the newest whole checkpoint, 0 when there is none."""
-    folder, _ = newest_valid(run)
-    return read_state(folder).step if folder else 0

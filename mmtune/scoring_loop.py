@@ -157,7 +157,7 @@ class ReadImage:
         try:
             image: Image = reference.read()
         except DataError as error:
-            return BadItem(reference.where, str(error), self.split)
+            return BadItem(reference.where, str(error).removeprefix(f"{reference.where}: "), self.split)
         encoded: dict[str, Tensor] = self.family.encode_image(self.processor, image)
         return encoded
 

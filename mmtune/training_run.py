@@ -84,7 +84,12 @@ def _prepare(recipe: "Recipe", accelerator: Any, log: Any) -> Any:
 
 
 def _go_on(trainer: Any, checkpoint: Path) -> None:
-    """Put a checkpoint back; the log drops what lies beyond it."""
+    """Put a checkpoint back.
+
+    Raises:
+        RecipeError: the run is longer already than the recipe asks for.
+    """
+    from mmtune.ground.errors import RecipeError
     from mmtune.optimizer_setup import move_schedule
     from mmtune.run_checkpoint import restore_checkpoint
 
@@ -92,15 +97,21 @@ def _go_on(trainer: Any, checkpoint: Path) -> None:
     move_schedule(trainer.schedule, trainer.state.step)
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(trainer.state.scaler)
-    trainer.log.cut_after(trainer.state.step)
+    if trainer.state.step > trainer.cadence.total:
+        raise RecipeError(
+            f"train.length: {trainer.run} was trained for {trainer.state.step} steps already, more than the "
+            f"{trainer.cadence.total} of train.length {trainer.recipe.train.length}: make it longer, or use --restart"
+        )
 
 
 def _train(trainer: Any) -> None:
-    from mmtune.run_folder import update_manifest, write_quarantine
+    from mmtune.run_folder import update_manifest, write_quarantine, write_recipe
     from mmtune.run_report import draw_curves
     from mmtune.train_data import describe_run, describe_start
     from mmtune.train_loop import train
 
+    write_recipe(trainer.run, trainer.recipe)
+    trainer.log.cut_after(trainer.state.step)
     update_manifest(trainer.run, status="running", **describe_run(trainer))
     write_quarantine(trainer.run, trainer.state.bad)
     for line in describe_start(trainer):

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 STEPS = 9
 CASES = {
     "plain": {"kill_at": 5},
-    "before_the_first_checkpoint": {"kill_at": 1},
+    "before_the_first_checkpoint": {"kill_at": 2},
     "workers": {"kill_at": 7, "overrides": ["train.workers=2"]},
     "in_the_middle_of_a_save": {"kill_at": 6, "kill_in_save": 3},
     "two_ranks": {"kill_at": 5, "ranks": 2},
@@ -43,7 +43,8 @@ def write_data(folder: Path) -> None:
 def write_recipe(folder: Path, backbone: Path) -> Path:
     recipe = {
         "backbone": {"id": str(backbone)},
-        "adapter": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.2, "parts": ["vision", "text"], "targets": ["attention"]},
+        "adapter": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.2, "parts": ["vision", "text"],
+                    "targets": ["attention"]},
         "data": {
             "kind": "jsonl", "path": str(folder / "pairs.jsonl"), "images": str(folder / "images"),
             "split": {"validation": "5%", "test": "5%"}, "max_bad_fraction": 0.2,

@@ -111,7 +111,7 @@ def local_hub(tmp_path, tiny_clip_folder, monkeypatch):
     server.server_close()
 
 
-def test_the_real_client_resolves_fetches_and_explains(local_hub, tiny_clip_folder, monkeypatch, capfd):
+def test_the_real_client_resolves_fetches_and_explains(local_hub, tiny_clip_folder, monkeypatch):
     from huggingface_hub import constants
 
     backbone = load(Section(id="someone/clip", revision="v1"))
@@ -135,6 +135,23 @@ def test_the_real_client_resolves_fetches_and_explains(local_hub, tiny_clip_fold
         load(Section(id="someone/clip"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert describe(Section(id="someone/clip")).commit == COMMIT  # config.json is in the cache, the weights are not
+    with pytest.raises(BackboneError, match="not wholly in the local cache"):
+        load(Section(id="someone/clip"))
+
+
+def test_offline_a_cached_copy_loads_whatever_form_its_weights_have(local_hub, tiny_clip_folder, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    whole = load(Section(id=str(tiny_clip_folder)))
+    (local_hub / "model.safetensors").unlink()
+    whole.model.save_pretrained(local_hub, max_shard_size="100KB")
+    describe(Section(id="someone/clip"))
+    huggingface_hub.snapshot_download("someone/clip", revision=COMMIT)  # as `hf download` does
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    sharded = load(Section(id="someone/clip"))
+    assert sharded.model.logit_scale.equal(whole.model.logit_scale) and sharded.description.commit == COMMIT
+    next(sharded.description.folder.glob("model-00002-*.safetensors")).unlink()
     with pytest.raises(BackboneError, match="not wholly in the local cache"):
         load(Section(id="someone/clip"))
 

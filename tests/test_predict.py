@@ -97,6 +97,7 @@ def test_bad_images_are_left_out_and_listed(
     # other images share the batch now: float32 rounding
     assert all(np.allclose(rows[name], clean[name], atol=1e-5) for name in rows)
     assert [Path(item.where).name for item in result.bad] == ["01.png", "03.png"]
+    assert result.bad[1].reason.startswith("damaged or cut short: "), "the path is said once"
     said = capsys.readouterr().out
     assert "01.png: the file is empty" in said and "damaged or cut short" in said and "2 left out" in said
     manifest = json.loads(result.manifest.read_text())

@@ -1,4 +1,4 @@
-"""What README.md and CONTRIBUTING.md show works: recipes validate, commands parse, links lead somewhere, Python runs."""
+"""What README.md and CONTRIBUTING.md show works: recipes validate, commands parse, links lead somewhere."""
 
 import os
 import re

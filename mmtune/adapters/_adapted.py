@@ -95,6 +95,8 @@ def problems(section: Any, backbone: "BackboneSection", description: "Descriptio
 def attach(backbone: "Backbone", section: Any, *, seed: int = 0) -> Adapted:
     """Put the adapter of a recipe into a backbone, in place; everything is checked before the first change.
 
+    The model is in eval mode afterwards, its new modules too; ``set_modes`` readies it for training.
+
     Args:
         backbone: freshly loaded.
         section: a section of the adapter union.
@@ -113,6 +115,7 @@ def attach(backbone: "Backbone", section: Any, *, seed: int = 0) -> Adapted:
     if section.temperature:
         _free_temperature(adapted)
     _mark_trainable(adapted)
+    adapted.model.eval()
     adapted.parts = _report(adapted)
     return adapted
 

@@ -94,18 +94,18 @@ def weight_files(description: Description) -> list[Path]:
     Raises:
         BackboneError: there are none, or only ``.bin`` files and ``allow_pickle`` is not set; a shard is missing.
     """
-    if files := _weights_named(description, SAFETENSORS):
-        return files
-    files = _weights_named(description, PICKLE) if description.section.allow_pickle else []
-    if files:
-        return files
-    if description.section.allow_pickle:
-        raise BackboneError(
-            f"backbone {description.id!r} has no weights: neither {SAFETENSORS} nor {PICKLE} is in {description.folder}"
-        )
+    names = [SAFETENSORS, PICKLE] if description.section.allow_pickle else [SAFETENSORS]
+    for name in names:
+        if files := _weights_named(description, name):
+            return files
+    if description.commit is not None and _is_offline():
+        raise BackboneError(_unreachable(description.id, description.commit, offline=True))
+    nothing = f"backbone {description.id!r} has no {' and no '.join(names)} in {description.folder}"
+    if PICKLE in names:
+        raise BackboneError(nothing)
     raise BackboneError(
-        f"backbone {description.id!r} has no {SAFETENSORS} in {description.folder}. If it has {PICKLE}, "
-        f"set backbone.allow_pickle: true to read that with torch's weights-only unpickler"
+        f"{nothing}. If it has {PICKLE}, set backbone.allow_pickle: true to read that with torch's "
+        "weights-only unpickler"
     )
 
 
@@ -117,21 +117,22 @@ def _weights_named(description: Description, name: str) -> list[Path]:
     if index is None:
         return []
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    found = {shard: _fetch(description, shard) for shard in shards}
-    if missing := [shard for shard, path in found.items() if path is None]:
+    found = [_fetch(description, shard, required=True) for shard in shards]
+    if missing := [shard for shard, path in zip(shards, found, strict=True) if path is None]:
         raise BackboneError(f"backbone {description.id!r}: {index.name} lists {', '.join(missing)}, which are missing")
-    return [path for path in found.values() if path is not None]
+    return [path for path in found if path is not None]
 
 
-def _fetch(description: Description, name: str) -> Path | None:
-    """A file of the backbone, downloaded where need be; None where the backbone has no such file."""
+def _fetch(description: Description, name: str, *, required: bool = False) -> Path | None:
+    """A file of the backbone, downloaded where need be; None where a folder has no such file, or a repository
+    has none and it is not ``required``. Offline, what is not in the cache counts as absent."""
     if description.commit is None:
         path = description.folder / name
         return path if path.is_file() else None
-    return _download(description.section, description.commit, name, missing_is_none=True)
+    return _download(description.section, description.commit, name, required=required)
 
 
-def _download(section: Section, revision: str | None, name: str, *, missing_is_none: bool = False) -> Any:
+def _download(section: Section, revision: str | None, name: str, *, required: bool = True) -> Any:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -139,13 +140,19 @@ def _download(section: Section, revision: str | None, name: str, *, missing_is_n
         try:
             return Path(huggingface_hub.hf_hub_download(section.id, name, revision=revision))
         except LocalEntryNotFoundError:
-            raise
+            if required or not _is_offline():
+                raise
+            return None
         except EntryNotFoundError as error:
-            if missing_is_none:
+            if not required:
                 return None
-            raise BackboneError(
-                f"backbone {section.id!r}: the repository has no {name}, so it is no model that transformers can load"
-            ) from error
+            raise BackboneError(f"backbone {section.id!r}: the repository has no {name}") from error
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _fetch_components(description: Description) -> None:
@@ -159,7 +166,7 @@ def _fetch_components(description: Description) -> None:
 @contextmanager
 def _no_bar() -> Iterator[None]:
     """No progress bar for a handful of small files; the one of the weights stays."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     silent = are_progress_bars_disabled()
     disable_progress_bars()
