@@ -134,15 +134,13 @@ class EncodedPairs:
         index, caption = self.items[item]
         sample = self.samples[index]
         pair = self.task.render(sample, caption, seed=self.seed, epoch=epoch)
+        generator = generator_for(self.seed, "augment", epoch, sample.id, caption)
         try:
-            image = sample.image.read()
+            image = augment(sample.image.read(), self.augmentation, generator)
+            pixels = self.family.encode_image(self.processor, image)
         except DataError as error:
             return BadItem(sample.image.where, str(error).removeprefix(f"{sample.image.where}: "), "train")
-        image = augment(image, self.augmentation, generator_for(self.seed, "augment", epoch, sample.id, caption))
-        inputs = {
-            **self.family.encode_image(self.processor, image),
-            **self.family.encode_text(self.processor, pair.text),
-        }
+        inputs = {**pixels, **self.family.encode_text(self.processor, pair.text)}
         is_long = self.family.num_tokens(self.processor, pair.text) > self.limit
         return Encoded(sample.id, inputs, pair.text_key, pair.image_keys, is_long)
 

@@ -126,10 +126,10 @@ def _label(axes: "Axes", text: str, x: float, y: float, *, at_end: bool) -> None
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Running mean that follows about the last tenth of what was seen so far."""
+    """Running mean over about a tenth of the run, and at least three values."""
     smooth: list[float] = []
     for n, value in enumerate(values):
-        share = max(0.1, 1 / (n + 1))
+        share = max(1 / (n + 1), min(1 / 3, 10 / len(values)))
         smooth.append(value if not smooth else smooth[-1] * (1 - share) + value * share)
     return smooth
 

@@ -23,7 +23,6 @@ from mmtune.scored_split import SplitEmbeddings, assemble, list_content
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
     from torch import Tensor, nn
 
 Progress = Callable[[str, int, int], None]
@@ -155,10 +154,9 @@ class ReadImage:
 
     def __call__(self, reference: ImageReference) -> "dict[str, Tensor] | BadItem":
         try:
-            image: Image = reference.read()
+            encoded: dict[str, Tensor] = self.family.encode_image(self.processor, reference.read())
         except DataError as error:
             return BadItem(reference.where, str(error).removeprefix(f"{reference.where}: "), self.split)
-        encoded: dict[str, Tensor] = self.family.encode_image(self.processor, image)
         return encoded
 
 

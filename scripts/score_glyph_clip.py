@@ -18,22 +18,25 @@ tags: [clip, mmtune]
 ---
 # glyph-clip
 
-A CLIP model of {parameters:,} parameters that knows printed characters by their Unicode names. It travels inside mmtune as
-`builtin:glyph-clip`, so that a first run, the tests and the examples need no download. It is a real `CLIPModel` with its
-processor: `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder, in float32, from float16 weights.
+A CLIP model of {parameters:,} parameters that knows printed characters by their Unicode names. It travels inside mmtune
+as `builtin:glyph-clip`, so that a first run, the tests and the examples need no download. It is a real `CLIPModel` with
+its processor: `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder, in float32, from float16
+weights.
 
-- **Data:** {pictures:,} pictures (64 x 64 pixels, seen at 32 x 32) of {names:,} characters in the DejaVu Sans, Serif, Mono and
-  STIX General fonts that matplotlib ships; the text is the character's Unicode name in lower case. Clean black print on
-  white, all splits: adapting it to another look then needs no new characters. 2.5 % of the pictures (not of the
-  characters), chosen by hash, were held out.
-- **Training:** `python scripts/pretrain_glyph_clip.py --steps {steps} --batch {batch} --learning-rate {learning_rate:g} --seed {seed}`:
-  InfoNCE in both directions, AdamW, {seconds:,.0f} seconds on two shared CPU cores. Characters that some font draws alike
-  (Latin X, Greek Chi, Cyrillic Ha) and several fonts of one character are never negatives of each other.
+- **Data:** {pictures:,} pictures (64 x 64 pixels, seen at 32 x 32) of {names:,} characters in the DejaVu Sans, Serif,
+  Mono and STIX General fonts that matplotlib ships; the text is the character's Unicode name in lower case. Clean
+  black print on white, all splits: adapting it to another look then needs no new characters. 2.5 % of the
+  pictures (not of the characters), chosen by hash, were held out.
+- **Training:** `python scripts/pretrain_glyph_clip.py --steps {steps} --batch {batch}
+  --learning-rate {learning_rate:g} --seed {seed}`: InfoNCE in both directions, AdamW, {seconds:,.0f} seconds on two
+  shared CPU cores. Characters that some font draws alike (Latin X, Greek Chi, Cyrillic Ha) and several fonts of one
+  character are never negatives of each other.
 - **Not for:** anything but single characters. It has seen no photograph, no word and no sentence.
 
 ## Scores of the stored weights
 
-Test split: {queries:,} names, {gallery:,} pictures in all fonts. The rank of a query is that of its best positive; ties count half.
+Test split: {queries:,} names, {gallery:,} pictures in all fonts. The rank of a query is that of its best positive;
+ties count half.
 
 | look | text to image R@1 | R@10 | image to text R@1 | R@10 | loss |
 |---|---|---|---|---|---|
@@ -76,7 +79,7 @@ def rank_best_positives(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 
 def compute_batch_loss(scores: np.ndarray, positive: np.ndarray, scale: float, size: int = 128) -> float:
-    """Mean InfoNCE, both directions, over shuffled batches of `size` pictures; `scores` is float[G, G], row = picture."""
+    """Mean InfoNCE, both directions, over shuffled batches of `size` pictures (rows of float[G, G])."""
     order = np.random.default_rng(0).permutation(len(scores))
     losses = []
     for start in range(0, len(order) - size + 1, size):
@@ -113,7 +116,9 @@ def score_splits(model: CLIPModel, processor: CLIPProcessor) -> dict[str, Any]:
             "text_to_image_recall@10": float((to_image <= 10).mean()),
             "image_to_text_recall@1": float((to_text <= 1).mean()),
             "image_to_text_recall@10": float((to_text <= 10).mean()),
-            "loss": compute_batch_loss(scores.T[:, index], positive.T[:, index], float(model.logit_scale.exp())),
+            "loss": compute_batch_loss(
+                scores.T[:, index], positive.T[:, index], float(model.logit_scale.detach().exp())
+            ),
         }
     return result
 

@@ -1,6 +1,7 @@
-"""A small world for `test_key_effects`: data and backbones on disk, base recipes over them, and ways to look at a recipe.
+"""A small world for `test_key_effects`: data and backbones on disk, recipes over them, and ways to look at a recipe.
 
-A *look* takes the world and a recipe and gives what one sees of it: weights, samples, steps, files of a run.
+A *look* takes the world and a recipe and gives what one sees of it: weights, samples, steps, files of a run; or
+`Refused` with the message.
 """
 
 import hashlib
@@ -16,8 +17,13 @@ import pytest
 from mmtune.ground.errors import MmtuneError
 from mmtune.recipe_schema import Recipe, load_recipe
 
+NUM_SHOWN = 6  # samples per split whose pixels are looked at
 COMMITS = {"main": "a" * 40, "old": "b" * 40}
 NUM_IMAGES = 24
+
+
+class Refused(str):
+    """An error's message in place of what was asked for."""
 
 
 class World:
@@ -70,7 +76,10 @@ class World:
             for number in range(NUM_IMAGES)
         ]
         lines = [json.dumps(row) for row in rows]
-        tables = {"pairs": lines, "fewer": lines[:12], "odd": [*lines, "not json"], "more": lines[6:20]}
+        tables = {"pairs": lines, "fewer": lines[:12], "odd": [*lines, "not json"]}
+        for number, name in enumerate(("train", "validation", "test")):
+            tables[name] = lines[8 * number : 8 * number + 8]
+            tables[f"{name}_fewer"] = tables[name][:4]
         for name, chosen in tables.items():
             (self.folder / f"{name}.jsonl").write_text("\n".join(chosen) + "\n")
 
@@ -99,7 +108,7 @@ class World:
         by_hash = table.replace("SPLITS", "split: {validation: 20%, test: 20%}")
         by_file = table.replace(f"{self.folder}/pairs.jsonl", "{TRAIN, VALIDATION, TEST}").replace(", SPLITS", "")
         for name in ("train", "validation", "test"):
-            by_file = by_file.replace(name.upper(), f"{name}: {self.folder}/pairs.jsonl")
+            by_file = by_file.replace(name.upper(), f"{name}: {self.folder}/{name}.jsonl")
         folders = f"data: {{kind: image_folder, path: {self.folder}/classes}}\n"
         lora = "{kind: lora, parts: [vision, text], rank: 2}"
         sources = {
@@ -107,7 +116,7 @@ class World:
             "hash": (by_hash, lora),
             "files": (by_file, lora),
             "folders": (folders, lora),
-            "glyphs": ("data: {kind: glyphs, fonts: [mono], characters: 40}\n", lora),
+            "glyphs": ("data: {kind: glyphs, fonts: [mono], characters: 10}\n", lora),
             "full": (by_column, "{kind: full, parts: [vision]}"),
             "head_only": (by_column, "{kind: head_only, parts: [vision]}"),
         }
@@ -135,7 +144,7 @@ def described(world: World, recipe: Recipe) -> Any:
         description = describe(recipe.backbone)
         files = [path.name for path in weight_files(description)] if description.commit is None else []
     except MmtuneError as error:
-        return str(error)
+        return Refused(error)
     return description.folder, description.commit, description.config.get("number"), files
 
 
@@ -176,14 +185,12 @@ def sampled(world: World, recipe: Recipe) -> Any:
     try:
         for split in split_names(recipe.data):
             opened = open_checked(recipe, split)
-            samples = [
-                (one.id, one.captions, one.group, hashlib.sha256(one.image.read().tobytes()).hexdigest())
-                for one in opened.samples
-            ]
+            samples = [(one.id, one.captions, one.group) for one in opened.samples]
+            pixels = [hashlib.sha256(one.image.read().tobytes()).hexdigest() for one in opened.samples[:NUM_SHOWN]]
             items = kind("tasks", recipe.task).items(opened.samples, recipe.data.captions)
-            seen[split] = (samples, items, len(opened.bad))
+            seen[split] = (samples, pixels, items, len(opened.bad))
     except MmtuneError as error:
-        return str(error)
+        return Refused(error)
     return seen
 
 
@@ -212,8 +219,8 @@ def bad_allowed(world: World, recipe: Recipe) -> Any:
         patch.setattr(train_data, "open_split", lambda *_, **__: opened)
         try:
             return train_data.open_checked(recipe, "train").num_seen
-        except MmtuneError:
-            return "stopped"
+        except MmtuneError as error:
+            return Refused(error)
 
 
 def valued(world: World, recipe: Recipe) -> float:

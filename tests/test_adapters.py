@@ -27,6 +27,7 @@ from mmtune.backbones import Family
 from mmtune.ground.errors import BackboneError, CheckpointError, RecipeError
 from mmtune.ground.safe_files import load_tensors, save_tensors
 
+PEFT_ASKS_BY_THE_OLD_NAME = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 ATTENTION = ("k_proj", "v_proj", "q_proj", "out_proj")
 
 
@@ -207,6 +208,7 @@ def test_restore_is_the_inverse_of_save(tiny: Path, name: str, tmp_path: Path) -
     assert files == kind_files | {"temperature.safetensors"}
 
 
+@PEFT_ASKS_BY_THE_OLD_NAME
 @pytest.mark.parametrize("name", ["lora", "dora", "lora_per_part", "lora_gaussian"])
 def test_peft_alone_loads_the_adapter(tiny: Path, name: str, tmp_path: Path) -> None:
     from peft import PeftModel
@@ -288,7 +290,7 @@ def foreign(folder: Path, target: Path, **options: Any) -> torch.Tensor:
     return embeddings(backbone, inputs_of(backbone))
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@PEFT_ASKS_BY_THE_OLD_NAME
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"init_lora_weights": "olora"}])
 def test_foreign_adapters_are_used_and_merged(tiny_clip_folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     theirs = foreign(tiny_clip_folder, tmp_path, **options)
@@ -304,7 +306,7 @@ def test_foreign_adapters_are_used_and_merged(tiny_clip_folder: Path, tmp_path: 
     assert not any("lora" in name for name, _ in backbone.model.named_parameters())
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@PEFT_ASKS_BY_THE_OLD_NAME
 def test_foreign_adapters_that_do_not_fit(tiny_clip_folder: Path, tiny_siglip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no adapter_config.json"):
         attach_foreign(backbone_of(tiny_clip_folder), tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmtune.backbones import Section, describe, load, tiny_folder
-from mmtune.ground.errors import BackboneError
+from mmtune.ground.errors import BackboneError, DataError
 from mmtune.ground.kind_folder import kinds
 
 TEXTS = ("a cat", "the lion on the line in the corner, over and over and over again", "é", "Two Words")
@@ -103,6 +103,17 @@ def test_pad_takes_images_or_texts_alone(twin):
     texts = family.pad(processor, [family.encode_text(processor, text) for text in TEXTS])
     assert "input_ids" not in images and len(images["pixel_values"]) == 2
     assert "pixel_values" not in texts and texts["input_ids"].shape[0] == len(TEXTS)
+
+
+@pytest.mark.parametrize("size", [(50, 1), (3, 50), (1, 1), (1, 400)])
+def test_images_of_odd_shapes_are_encoded(twin, size):
+    pixels = twin.family.encode_image(twin.processor, pictures(1, size)[0])["pixel_values"]
+    assert pixels.shape == twin.family.encode_image(twin.processor, pictures(1)[0])["pixel_values"].shape
+
+
+def test_a_sliver_is_bad_data_and_not_the_end_of_memory(clip):
+    with pytest.raises(DataError, match="image of 1 x 60000 pixels is too long and thin"):
+        clip.family.encode_image(clip.processor, pictures(1, (1, 60_000))[0])
 
 
 def test_twins_are_the_same_every_time(twin, tmp_path):

@@ -81,7 +81,9 @@ def test_the_splits_have_their_shares(opened):
 
 
 def test_a_sample_names_its_character_and_what_else_is_true():
-    samples = {sample.id: sample for split in glyphs.SPLITS for sample in glyphs.open_split(section(), split, seed=0).samples}
+    samples = {
+        sample.id: sample for split in glyphs.SPLITS for sample in glyphs.open_split(section(), split, seed=0).samples
+    }
     sample = samples["U+03A7/DejaVuSans"]
     assert sample.captions == ("greek capital letter chi",)
     assert {"latin capital letter x", "cyrillic capital letter ha"} < set(sample.also_true)
@@ -180,7 +182,9 @@ assert not any(name.startswith("mmtune") for name in sys.modules)
 
 def test_the_asset_loads_with_transformers_alone(tmp_path):
     command = [sys.executable, "-I", "-c", LOAD_ALONE, str(ASSET)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"}, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"}, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -8,6 +8,7 @@ import pytest
 from key_worlds import (
     COMMITS,
     Look,
+    Refused,
     World,
     adapted,
     bad_allowed,
@@ -78,7 +79,7 @@ EFFECTS: dict[str, Effect] = {
     "adapter.init:lora": key(adapted, "column", "", "adapter.init=gaussian"),
     "adapter.lora_plus_ratio:lora": key(adapted, "column", "", "adapter.lora_plus_ratio=16"),
     "data.kind:glyphs": key(sampled, "glyphs", "", "data={kind: image_folder, path: FOLDER/classes}"),
-    "data.kind:image_folder": key(sampled, "folders", "", "data={kind: glyphs, characters: 40}"),
+    "data.kind:image_folder": key(sampled, "folders", "", "data={kind: glyphs, characters: 10}"),
     "data.kind:jsonl": key(sampled, "column", "", "data={kind: image_folder, path: FOLDER/classes}"),
     "data.captions:glyphs": key(sampled, "glyphs", "", "data.captions=all"),
     "data.captions:image_folder": key(sampled, "folders", "", "data.captions=all"),
@@ -96,13 +97,13 @@ EFFECTS: dict[str, Effect] = {
     "data.look:glyphs": key(sampled, "glyphs", "", "data.look=clean"),
     "data.fonts:glyphs": key(sampled, "glyphs", "", "data.fonts=[stix]"),
     "data.seed:glyphs": key(sampled, "glyphs", "", "data.seed=1"),
-    "data.characters:glyphs": key(sampled, "glyphs", "", "data.characters=80"),
+    "data.characters:glyphs": key(sampled, "glyphs", "", "data.characters=30"),
     "data.path:image_folder": key(sampled, "folders", "", "data.path=FOLDER/classes2"),
     "data.caption:image_folder": key(sampled, "folders", "", "data.caption='no {class}'"),
     "data.path:jsonl": key(sampled, "column", "", "data.path=FOLDER/fewer.jsonl"),
-    "data.path.train": key(sampled, "files", "", "data.path.train=FOLDER/more.jsonl"),
-    "data.path.validation": key(sampled, "files", "", "data.path.validation=FOLDER/more.jsonl"),
-    "data.path.test": key(sampled, "files", "", "data.path.test=FOLDER/more.jsonl"),
+    "data.path.train": key(sampled, "files", "", "data.path.train=FOLDER/train_fewer.jsonl"),
+    "data.path.validation": key(sampled, "files", "", "data.path.validation=FOLDER/validation_fewer.jsonl"),
+    "data.path.test": key(sampled, "files", "", "data.path.test=FOLDER/test_fewer.jsonl"),
     "data.format:jsonl": key(sampled, "column", "", "data.format=csv"),
     "data.images:jsonl": key(sampled, "column", "", "data.images=FOLDER/others"),
     "data.image:jsonl": key(sampled, "column", "", "data.image=second"),
@@ -194,7 +195,9 @@ def seen(world: World) -> Callable[[Effect, list[str]], Any]:
 @pytest.mark.parametrize("name", EFFECTS)
 def test_changing_the_key_changes_something(seen: Callable[[Effect, list[str]], Any], name: str) -> None:
     effect = EFFECTS[name]
-    assert seen(effect, effect.before) != seen(effect, effect.after)
+    before, after = seen(effect, effect.before), seen(effect, effect.after)
+    assert before != after
+    assert not (isinstance(before, Refused) and isinstance(after, Refused)), "neither shows the key at work"
 
 
 @pytest.mark.parametrize("name", ["adapter.rank:lora", "data.look:glyphs", "data.augment.crop", "train.warmup", "seed"])

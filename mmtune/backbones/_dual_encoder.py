@@ -6,9 +6,14 @@ Letters: B samples, C/H/W image channels, height, width, L text tokens, D embedd
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmtune.ground.errors import DataError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
+
+MAX_RESIZED_PIXELS = 50_000_000
+"""Most pixels an image may have after its short side was resized and before the middle is cut out."""
 
 IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
@@ -27,9 +32,26 @@ def num_layers(config: Mapping[str, Any], *, default: int = 12) -> dict[str, int
 
 
 def encode_image(processor: Any, image: "Image") -> "dict[str, Tensor]":
-    """One image as the image processor makes it: ``{"pixel_values": float32[C, H, W]}`` (and its companions)."""
+    """One image as the image processor makes it: ``{"pixel_values": float32[C, H, W]}`` (and its companions).
+
+    Raises:
+        DataError: the image is so long and thin that resizing its short side would fill the memory.
+    """
+    _refuse_sliver(processor.image_processor, image)
     encoded = processor.image_processor(images=image, return_tensors="pt")
     return {key: encoded[key][0] for key in IMAGE_KEYS if key in encoded}
+
+
+def _refuse_sliver(image_processor: Any, image: "Image") -> None:
+    edge = (getattr(image_processor, "size", None) or {}).get("shortest_edge")
+    if edge is None:
+        return
+    short, long = sorted(image.size)
+    if edge * edge * long / short > MAX_RESIZED_PIXELS:
+        raise DataError(
+            f"image of {image.width} x {image.height} pixels is too long and thin: with its short side at {edge} it "
+            f"would have more than {MAX_RESIZED_PIXELS:,} pixels"
+        )
 
 
 def num_tokens(processor: Any, text: str) -> int:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -127,6 +128,7 @@ def _load_processor(description: Description) -> Any:
     from mmtune.backbones._quiet_loading import quiet
 
     hub.component_files(description)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are encoded one by one; else it warns at each fork
     folder, trust = str(description.folder), description.section.trust_remote_code
     options = {"trust_remote_code": trust, "local_files_only": True}
     with quiet():

@@ -1,8 +1,8 @@
 """Which characters, in which fonts, under which name, and which of them are drawn alike.
 
-A picture says which character it shows only as far as the font does: Latin X, Greek Chi and Cyrillic Ha are one drawing.
-Characters that share a drawing somewhere form one *alike class*. A class is never cut by a split, and its members are
-never each other's negatives.
+A picture says which character it shows only as far as the font does: Latin X, Greek Chi and Cyrillic Ha are one
+drawing. Characters that share a drawing somewhere form one *alike class*. A class is never cut by a split, and its
+members are never each other's negatives.
 """
 
 from __future__ import annotations

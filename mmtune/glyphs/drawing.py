@@ -1,4 +1,4 @@
-"""Clean print: one character of one font as a picture, always the same bytes for the same versions of Pillow and font."""
+"""Clean print: one character of one font as a picture, the same bytes for the same versions of Pillow and font."""
 
 from __future__ import annotations
 

@@ -1,0 +1,132 @@
+"""The pictures of a run: they exist, show what is there, are the same each time, and survive half a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmtune.metrics import retrieval_scores
+from mmtune.metrics._ranking import Positives
+from mmtune.retrieval_picture import draw_retrievals, first_images
+from mmtune.run_report import draw_curves, read_rows
+from mmtune.scored_split import SplitEmbeddings
+
+
+def step_row(step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "epoch": step / 100,
+        "loss": 4 / step,
+        "learning_rate": 1e-3,
+        "grad_norm": 2.0,
+        "samples_per_second": 50.0 + step % 7,
+        "data_wait": 0.1,
+        "memory": 10**9,
+    }
+
+
+def write_run(folder: Path, *, scored: bool = False, interval: Any = (-0.05, 0.15)) -> Path:
+    folder.mkdir(exist_ok=True)
+    values = {score.name: 0.3 for score in retrieval_scores()}
+    rows = [step_row(step) for step in range(1, 40)] + [{"step": s, "validation": values} for s in (10, 20, 30)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = {"best_checkpoint": "step-000020", "validation": {"text_to_image_recall@1": 0.3}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if scored:
+        tuned = {name: value + 0.05 for name, value in values.items()}
+        scores = {"split": "test", "images": 9, "texts": 4, "base": values, "tuned": tuned}
+        scores["interval95"] = {name: interval for name in values}
+        (folder / "scores.json").write_text(json.dumps(scores))
+    return folder
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return image.size
+
+
+def test_scores_add_a_panel_and_drawing_is_repeatable(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    path = draw_curves(run)
+    assert path == run / "curves.png"
+    plain, first = size(path), path.read_bytes()
+    assert draw_curves(run).read_bytes() == first
+    write_run(run, scored=True)
+    draw_curves(run)
+    assert size(path)[0] == plain[0] and size(path)[1] > plain[1]
+    assert sorted(p.name for p in run.iterdir()) == ["curves.png", "manifest.json", "metrics.jsonl", "scores.json"]
+
+
+@pytest.mark.parametrize("interval", [None, (0.01, 0.02)])
+def test_scores_without_an_interval_are_drawn(tmp_path: Path, interval: Any):
+    draw_curves(write_run(tmp_path / "run", scored=True, interval=interval))
+
+
+def test_a_run_without_rows_has_a_picture(tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    assert size(draw_curves(run))[0] > 500
+
+
+def test_a_row_cut_off_by_a_kill_is_left_out_and_a_damaged_one_is_not_hidden(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_rows(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError):
+        read_rows(path)
+
+
+class Square:
+    """An image of one colour."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.key = self.where = str(number)
+
+    def read(self) -> Image.Image:
+        return Image.new("RGB", (20 + self.number, 30), (40 * self.number % 256, 90, 120))
+
+
+def squares(seed: int, num: int = 7) -> SplitEmbeddings:
+    generator = np.random.default_rng(seed)
+    embeds = generator.normal(size=(2, num, 5)).astype(np.float32)
+    embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
+    positives, groups = Positives.from_lists([[n] for n in range(num)]), np.arange(num)
+    images, names = tuple(map(Square, range(num))), tuple(map(str, range(num)))
+    texts = tuple(
+        f"$ a text with _odd^ signs % and {n} words that go on for a while, longer than a line" for n in range(num)
+    )
+    return SplitEmbeddings(embeds[0], embeds[1], names, images, texts, positives, positives, groups, groups, ())
+
+
+def test_retrievals_are_drawn_by_seed(tmp_path: Path):
+    models = {"base": squares(0), "tuned": squares(1)}
+    path = draw_retrievals(tmp_path / "r.png", models, seed=0, num_queries=2)
+    first = path.read_bytes()
+    assert draw_retrievals(path, models, seed=0, num_queries=2).read_bytes() == first
+    assert draw_retrievals(path, models, seed=1, num_queries=2).read_bytes() != first
+
+
+def test_small_splits_and_single_models_are_drawn(tmp_path: Path):
+    wide = size(draw_retrievals(tmp_path / "two.png", {"base": squares(0, 3), "tuned": squares(1, 3)}, seed=0))
+    narrow = size(draw_retrievals(tmp_path / "one.png", {"base": squares(0, 3)}, seed=0))
+    assert narrow[0] < wide[0] and narrow[1] == wide[1]
+
+
+def test_first_images_are_the_nearest():
+    embedded = squares(0)
+    similarities = embedded.text_embeds[2] @ embedded.image_embeds.T
+    assert first_images(embedded, 2, 3).tolist() == sorted(range(7), key=lambda n: -similarities[n])[:3]
+
+
+def test_the_frame_follows_the_positives(tmp_path: Path):
+    embedded = squares(0)
+    right = draw_retrievals(tmp_path / "a.png", {"base": embedded}, seed=0, num_queries=1).read_bytes()
+    turned = Positives.from_lists([[(n + 1) % 7] for n in range(7)])
+    object.__setattr__(embedded, "text_to_image", turned)
+    assert draw_retrievals(tmp_path / "b.png", {"base": embedded}, seed=0, num_queries=1).read_bytes() != right
