@@ -221,8 +221,10 @@ def copy_recipe(
     """Copy a shipped recipe to change it, with the schema for editors beside it."""
     from mmtune.recipe_shelf import copy_recipe as copy_shipped
 
-    for path in copy_shipped(name, target, force=force):
-        print(path)
+    written = copy_shipped(name, target, force=force)
+    for path in written:
+        print(f"wrote {path}")
+    print(f"run it with: mmtune finetune {written[0]}")
 
 
 def _print_json(value: object) -> None:

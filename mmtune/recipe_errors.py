@@ -203,4 +203,5 @@ def _is_number(value: str) -> bool:
 def show(text: RecipeText, path: KeyPath, value: Any) -> str:
     """A value as the user wrote it, shortened."""
     shown = text.spelled.get(path) or repr(value)
+    shown = shown if shown.isprintable() else repr(shown)
     return shown if len(shown) <= LONGEST_SHOWN else shown[: LONGEST_SHOWN - 3] + "..."

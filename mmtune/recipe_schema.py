@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 
 from mmtune.backbones import Section as BackboneSection
 from mmtune.ground.durations import Duration, Span
@@ -159,5 +160,12 @@ def recipe_from_json(values: Mapping[str, Any], name: str = "recipe.resolved.jso
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors; ``recipes/recipe.schema.json`` is this."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
-    return {**schema, "title": "mmtune recipe"}
+    schema = Recipe.model_json_schema(schema_generator=_SchemaWriter)
+    return {"$schema": _SchemaWriter.schema_dialect, **schema, "title": "mmtune recipe"}
+
+
+class _SchemaWriter(GenerateJsonSchema):
+    """Writes default durations as the user would."""
+
+    def encode_default(self, dft: Any) -> Any:
+        return str(dft) if isinstance(dft, Span) else super().encode_default(dft)

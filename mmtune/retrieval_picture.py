@@ -1,6 +1,6 @@
 """``retrievals.png``: a few texts of a split and the images that each model finds for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +8,17 @@ import numpy as np
 
 from mmtune.ground.seeding import generator_for
 from mmtune.metrics._ranking import ranks_of_embeddings
-from mmtune.run_report import FAINT, INK, SOFT, STYLE, save_picture
+from mmtune.run_report import FAINT, SOFT, STYLE, save_picture
 from mmtune.scored_split import SplitEmbeddings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HIT = "#1a9850"
+TEXT, HEAD, GAP, PAD = 2.6, 0.75, 0.3, 0.05
+"""Width of the text column, height of the head, space between models and around an image, in image widths."""
+INCHES = 0.95
+"""One image's width."""
 
 
 def draw_retrievals(
@@ -41,26 +45,24 @@ def draw_retrievals(
     generator = generator_for(seed, "retrievals")
     queries = generator.choice(len(split.texts), size=min(num_queries, len(split.texts)), replace=False)
     num_images = min(num_images, len(split.images))
-    columns = len(embeds) * num_images + len(embeds) - 1
+    width = TEXT + len(embeds) * (num_images + GAP)
+    height = HEAD + len(queries)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.6 + 0.86 * columns, 0.62 + 1.0 * len(queries)), dpi=96)
-        ratios = [3.0, *([1.0] * num_images + [0.35]) * len(embeds)][:-1]
-        grid = figure.add_gridspec(
-            len(queries), len(ratios), width_ratios=ratios, left=0.01, right=0.99, bottom=0.01,
-            top=1 - 0.55 / figure.get_figheight(), wspace=0.08, hspace=0.08,
-        )  # fmt: skip
-        for row, query in enumerate(queries):
-            ranks = {name: _rank(embedded, query) for name, embedded in embeds.items()}
-            _draw_text(figure.add_subplot(grid[row, 0]), split.texts[query], ranks)
-            for block, (name, embedded) in enumerate(embeds.items()):
-                for place, image in enumerate(first_images(embedded, query, num_images)):
-                    axes = figure.add_subplot(grid[row, 1 + block * (num_images + 1) + place])
-                    _draw_image(axes, embedded, query, image)
-                    if row == 0 and place == 0:
-                        axes.set_title(name, fontsize=11, pad=6)
+        figure = Figure(figsize=(INCHES * width, INCHES * height), dpi=96)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
         note = f"texts drawn at random, the first {num_images} of {len(split.images):,} images"
-        legend = f"{note}; green frame: right; rank: of the first right one"
-        figure.text(0.01, 1 - 0.2 / figure.get_figheight(), legend, fontsize=8.5, color=INK, va="center")
+        axes.text(0.1, 0.22, f"{note}; green frame: right; rank: of the first right one", fontsize=8.5, color=FAINT)
+        for row, query in enumerate(queries):
+            ranks = [_rank(embedded, query) for embedded in embeds.values()]
+            _draw_text(axes, HEAD + row, split.texts[query], ranks)
+            for block, embedded in enumerate(embeds.values()):
+                for place, image in enumerate(first_images(embedded, query, num_images)):
+                    _draw_image(axes, TEXT + block * (num_images + GAP) + place, HEAD + row, embedded, query, image)
+        for block, name in enumerate(embeds):
+            x = TEXT + block * (num_images + GAP) + PAD
+            axes.text(x, HEAD - 0.06, name, fontsize=11, fontweight="bold", va="bottom")
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
         save_picture(figure, path)
     return path
 
@@ -77,29 +79,27 @@ def _rank(embedded: SplitEmbeddings, query: int) -> float:
     return float(ranks_of_embeddings(embedded.text_embeds[query : query + 1], embedded.image_embeds, one)[0])
 
 
-def _draw_text(axes: "Axes", text: str, ranks: Mapping[str, float]) -> None:
+def _draw_text(axes: "Axes", top: float, text: str, ranks: Sequence[float]) -> None:
     """The text, and below it the rank of the best right image under each model."""
     import textwrap
 
     lines = textwrap.wrap(text, 26) or [""]
     shown = "\n".join(lines[:3]) + (" …" if len(lines) > 3 else "")
-    facts = "rank " + " → ".join(f"{rank:g}" for rank in ranks.values())
-    place: dict[str, Any] = {"ha": "left", "transform": axes.transAxes, "parse_math": False}
-    axes.text(0.0, 0.48, shown, va="bottom", fontsize=9.5, **place)
-    axes.text(0.0, 0.36, facts, va="top", fontsize=8.5, color=FAINT, **place)
-    axes.set_axis_off()
+    facts = "rank " + " → ".join(f"{rank:g}" for rank in ranks)
+    axes.text(0.1, top + 0.56, shown, va="bottom", fontsize=9.5, parse_math=False)
+    axes.text(0.1, top + 0.66, facts, va="top", fontsize=8.5, color=FAINT)
 
 
-def _draw_image(axes: "Axes", embedded: SplitEmbeddings, query: int, image: int) -> None:
-    """One image with its frame; pictures are made square for the grid, never stretched."""
+def _draw_image(axes: "Axes", left: float, top: float, embedded: SplitEmbeddings, query: int, image: int) -> None:
+    """One image in a square of width 1 whose corner is (left, top), never stretched, and its frame."""
+    from matplotlib.patches import Rectangle
+
     picture: Any = embedded.images[image].read()
     picture.thumbnail((160, 160))
-    axes.imshow(np.asarray(picture), interpolation="bilinear")
+    room = 1 - 2 * PAD
+    wide, high = (room * side / max(picture.size) for side in picture.size)
+    x, y = left + (1 - wide) / 2, top + (1 - high) / 2
+    axes.imshow(np.asarray(picture), extent=(x, x + wide, y + high, y), interpolation="bilinear")
     right = image in embedded.text_to_image[query]
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color(HIT if right else SOFT)
-        spine.set_linewidth(3.0 if right else 0.8)
+    colour, thickness = (HIT, 3.0) if right else (SOFT, 0.8)
+    axes.add_patch(Rectangle((left + PAD, top + PAD), room, room, fill=False, edgecolor=colour, linewidth=thickness))

@@ -100,3 +100,28 @@ def loss_of(backbone: Backbone, inputs: dict[str, torch.Tensor]) -> torch.Tensor
     scale, bias = backbone.family.temperature(backbone.model)
     logits = image @ text.T * scale.exp() + (0 if bias is None else bias)
     return torch.nn.functional.softplus(-logits * (2 * torch.eye(len(logits)) - 1)).mean()
+
+
+def make_run(run: Path, backbone: dict[str, Any], adapter: dict[str, Any]) -> Path:
+    """A run folder with one checkpoint, as training would leave it, without the training."""
+    from mmtune.ground.safe_files import write_json
+    from mmtune.optimizer_setup import make_optimizer
+    from mmtune.recipe_schema import recipe_from_json, resolved_json
+    from mmtune.run_checkpoint import TrainState, save_checkpoint
+
+    recipe = recipe_from_json(
+        {
+            "backbone": backbone,
+            "adapter": adapter,
+            "data": {"kind": "glyphs", "characters": 60},
+            "task": {"kind": "retrieval", "loss": {"kind": "infonce"}},
+            "train": {"length": "4 steps", "batch": 8, "learning_rate": 1e-3},
+            "output": str(run),
+        }
+    )
+    write_json(run / "recipe.resolved.json", resolved_json(recipe))
+    loaded = load(recipe.backbone)
+    adapted = disturb(attach(loaded, recipe.adapter, seed=recipe.seed))
+    write_json(run / "manifest.json", {"backbone": loaded.record(), "best_checkpoint": None})
+    save_checkpoint(run, adapted, make_optimizer(adapted, recipe.train), TrainState(step=1), keep=1)
+    return run

@@ -160,7 +160,8 @@ def test_recipes_are_listed_shown_and_copied(run: Any, tmp_path: Path) -> None:
     assert run("recipes", "show", "quickstart")[1] == RECIPE.read_text()
     code, out, _ = run("recipes", "copy", "quickstart", tmp_path)
     copied = tmp_path / "quickstart.yaml"
-    assert code == 0 and out.split() == [str(copied), str(tmp_path / "recipe.schema.json")]
+    written = [f"wrote {copied}", f"wrote {tmp_path / 'recipe.schema.json'}"]
+    assert code == 0 and out.splitlines() == [*written, f"run it with: mmtune finetune {copied}"]
     assert copied.read_bytes() == RECIPE.read_bytes()
     copied.write_text("changed")
     code, _, err = run("recipes", "copy", "quickstart", tmp_path)

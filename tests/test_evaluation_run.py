@@ -124,7 +124,7 @@ def test_the_validation_score_that_chose_is_the_one_that_evaluate_finds(run: Pat
 
 def test_other_data_is_scored_and_nothing_is_written_unless_asked(run: Path, trained: Path, tmp_path: Path):
     before = sorted(path.name for path in run.iterdir())
-    other = recipe_of(trained, ["data.splits.test=val"])
+    other = recipe_of(trained, ["data.splits.test=val", "data.splits.validation=test"])
     result = score(run, recipe=other)
     assert result["files"] == [] and result["images"] == 8
     assert sorted(path.name for path in run.iterdir()) == before

@@ -1,5 +1,6 @@
 """What a user reads about a wrong recipe: every problem at once, each at its place, with what would be right."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,39 @@ def test_contradictions_are_found_beside_other_mistakes(tmp_path: Path) -> None:
 def test_a_contradiction_with_a_wrong_value_is_not_invented(tmp_path: Path) -> None:
     found = problems_of(tmp_path, changed("batch: 128", "batch: many, micro_batch: 3"), ranks=2)
     assert found == ["x.yaml:9: train.batch: many does not fit; write a whole number"]
+
+
+def test_whatever_is_typed_the_answer_is_a_recipe_or_a_list_of_places(tmp_path: Path) -> None:
+    """Two hundred copies, cut and mixed with foreign text: no other exception, and no line without a place."""
+    chance = random.Random(0)
+    scraps = [
+        "null",
+        "[]",
+        "{}",
+        "010",
+        "*a",
+        "&a ",
+        "'",
+        '"',
+        "{kind: lora}",
+        "- a",
+        "\t",
+        ": ",
+        "? x",
+        "1e400",
+        "é\n",
+    ]
+    path = tmp_path / "x.yaml"
+    num_sound = 0
+    for _ in range(200):
+        text = SOUND
+        for _ in range(chance.randint(0, 2)):
+            at = chance.randrange(len(text))
+            text = text[:at] + chance.choice([*scraps, ""]) + text[at + chance.randint(0, 9) :]
+        path.write_text(text)
+        try:
+            load_recipe(path, [f"train.batch={chance.choice(scraps[:6])}"] if chance.random() < 0.3 else [])
+            num_sound += 1
+        except RecipeError as error:
+            assert all(line.startswith((f"{path}:", "command line: ")) for line in str(error).splitlines()), text
+    assert 10 < num_sound < 150

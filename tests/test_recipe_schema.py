@@ -173,6 +173,11 @@ def test_the_committed_schema_is_the_one_that_is_generated() -> None:
     assert committed == json_schema(), "stale: mmtune schema > recipes/recipe.schema.json"
 
 
+def test_the_schema_writes_defaults_as_a_recipe_does() -> None:
+    written = json_schema()["$defs"]["TrainSection"]["properties"]
+    assert written["warmup"]["default"] == "5%" and written["log_every"]["default"] == "10 steps"
+
+
 def test_the_schema_knows_every_key() -> None:
     text = json.dumps(json_schema())
     assert not [key.path for key in walk_keys(Recipe) if f'"{key.path[-1]}"' not in text]

@@ -39,11 +39,11 @@ def photograph(clean: Image.Image, generator: np.random.Generator) -> Image.Imag
     tilted = _tilt(clean, generator)
     soft = tilted.filter(ImageFilter.GaussianBlur(generator.uniform(0.8, 1.6)))
     cover = 1.0 - np.asarray(soft, dtype=np.float32)[..., None] / PAPER  # [H, W, 1]: 1 where there is ink
-    paper = generator.uniform(175, 245) + generator.normal(0.0, 8.0, 3)
-    ink = generator.uniform(15, 95) + generator.normal(0.0, 12.0, 3)
+    paper = generator.uniform(150, 240) + generator.normal(0.0, 8.0, 3)
+    ink = generator.uniform(15, 90) + generator.normal(0.0, 12.0, 3)
     page = paper * (1.0 - cover) + ink * cover
     lit = page * _cast_light(generator)[..., None]
-    grain = generator.normal(0.0, generator.uniform(6.0, 16.0), (SIDE, SIDE, 1)) + generator.normal(0.0, 4.0, lit.shape)
+    grain = generator.normal(0.0, generator.uniform(8.0, 20.0), (SIDE, SIDE, 1)) + generator.normal(0.0, 4.0, lit.shape)
     return Image.fromarray(np.clip(lit + grain, 0, 255).astype(np.uint8), "RGB")
 
 
@@ -74,8 +74,8 @@ def _tilt(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
     from PIL import Image
 
     corners = np.array([[0, 0], [0, SIDE], [SIDE, SIDE], [SIDE, 0]], dtype=np.float64)  # order of Pillow's QUAD
-    corners += generator.uniform(-0.10, 0.10, (4, 2)) * SIDE
-    angle = np.deg2rad(generator.uniform(-12.0, 12.0))
+    corners += generator.uniform(-0.12, 0.12, (4, 2)) * SIDE
+    angle = np.deg2rad(generator.uniform(-15.0, 15.0))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     scale = generator.uniform(0.92, 1.15)
     shift = generator.uniform(-0.04, 0.04, 2) * SIDE
@@ -86,13 +86,13 @@ def _tilt(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
 
 
 def _cast_light(generator: np.random.Generator) -> np.ndarray:
-    """float32[H, W], about 0.45 to 1.1: light that falls from one side, and a soft shadow across the page."""
+    """float32[H, W], about 0.35 to 1.15: light that falls from one side, and a soft shadow across the page."""
     axis = np.linspace(-1.0, 1.0, SIDE, dtype=np.float32)
     angle, edge = generator.uniform(0.0, 2 * np.pi, 2)
     side = np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None]
     light = 0.9 + generator.uniform(0.05, 0.25) * side
     across = np.cos(edge) * axis[None, :] + np.sin(edge) * axis[:, None] - generator.uniform(-0.3, 0.6)
-    shadow = generator.uniform(0.0, 0.35) / (1.0 + np.exp(-across * generator.uniform(4.0, 14.0)))
+    shadow = generator.uniform(0.1, 0.42) / (1.0 + np.exp(-across * generator.uniform(4.0, 14.0)))
     return light * (1.0 - shadow)
 
 

@@ -83,8 +83,8 @@ class RecipeText:
 
 def dotted(path: KeyPath) -> str:
     """``("adapter", "parts", 1)`` -> ``adapter.parts[1]``."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    return text if text.isprintable() else repr(text)
 
 
 def read_recipe_text(path: str | Path, overrides: Sequence[str] = ()) -> RecipeText:
