@@ -64,7 +64,15 @@ def score(
         DataError: the split is missing, empty, or too much of it is bad.
         CheckpointError, BackboneError: the model cannot be used; the message says why.
     """
-    from mmtune.evaluation_setup import choose_folder, choose_suffix, describe, device, embed_opened, name_checkpoint
+    from mmtune.evaluation_setup import (
+        choose_folder,
+        choose_suffix,
+        describe,
+        device,
+        embed_opened,
+        name_checkpoint,
+        show_progress,
+    )
     from mmtune.model_loading import attach_target, load_base, resolve
     from mmtune.score_comparison import check_same_queries, compare
     from mmtune.score_files import write_files
@@ -79,10 +87,12 @@ def score(
     opened = open_checked(chosen, split)
     backbone = load_base(found, device=device())
     keep = EncodedBatches()
-    embeds = {"base": embed_opened(backbone, opened, chosen, split, keep)}
+    with show_progress() as progress:
+        embeds = {"base": embed_opened(backbone, opened, chosen, split, keep, progress)}
     if found.folder is not None:
         attach_target(backbone, found)
-        embeds["tuned"] = embed_opened(backbone, opened, chosen, split, keep)
+        with show_progress() as progress:
+            embeds["tuned"] = embed_opened(backbone, opened, chosen, split, keep, progress)
         check_same_queries(embeds["base"], embeds["tuned"])
     scores = {name: score_embeddings(each) for name, each in embeds.items()}
     result = describe(found, backbone, opened, embeds["base"], chosen, split)
@@ -93,5 +103,5 @@ def score(
         result |= compare(embeds["base"], scores["base"], scores["tuned"], seed=chosen.seed)
     result["seconds"] = round(time.perf_counter() - started, 1)
     folder = choose_folder(found, recipe, output)
-    files = [] if folder is None else write_files(folder, choose_suffix(split, checkpoint), result, embeds, scores)
+    files = [] if folder is None else write_files(folder, choose_suffix(found, split), result, embeds, scores)
     return {**result, "files": [str(path) for path in files]}

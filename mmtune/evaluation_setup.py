@@ -1,15 +1,19 @@
 """What stands between a target and its scores: which files, which device, which precision, how much may be bad."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import CheckpointError, DataError
 from mmtune.scored_split import SplitEmbeddings
-from mmtune.scoring_loop import EncodedBatches, embed_split
+from mmtune.scoring_loop import EncodedBatches, Progress, embed_split
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from mmtune.backbones import Backbone
     from mmtune.model_loading import Target
     from mmtune.recipe_schema import Recipe
@@ -41,9 +45,10 @@ def choose_folder(found: "Target", recipe: "Recipe | None", output: str | Path |
     return found.run if recipe is None or recipe == found.recipe else None
 
 
-def choose_suffix(split: str, checkpoint: str | None) -> str:
+def choose_suffix(found: "Target", split: str) -> str:
     """What tells other scores of a run from the scores of its chosen checkpoint on the test split."""
-    return ("" if split == "test" else f"_{split}") + ("" if checkpoint is None else f"_{checkpoint}")
+    named = f"_{found.folder.name}" if found.kind == "checkpoint" and found.folder else ""
+    return ("" if split == "test" else f"_{split}") + named
 
 
 def device() -> str:
@@ -65,7 +70,12 @@ def choose_precision(recipe: "Recipe", where: str) -> str:
 
 
 def embed_opened(
-    backbone: "Backbone", opened: "OpenedSplit", recipe: "Recipe", split: str, keep: EncodedBatches
+    backbone: "Backbone",
+    opened: "OpenedSplit",
+    recipe: "Recipe",
+    split: str,
+    keep: EncodedBatches,
+    progress: Progress | None = None,
 ) -> SplitEmbeddings:
     """The split as this model sees it; ``keep`` saves the next model the decoding.
 
@@ -84,6 +94,7 @@ def embed_opened(
         precision=choose_precision(recipe, where),
         split=split,
         keep=keep,
+        progress=progress,
     )
     bad, limit = (*opened.bad, *embedded.bad), recipe.data.max_bad_fraction
     if len(bad) > limit * opened.num_seen:
@@ -93,6 +104,24 @@ def embed_opened(
             f"max_bad_fraction={limit:g} allows:{shown}"
         )
     return embedded
+
+
+@contextmanager
+def show_progress() -> Iterator[Progress]:
+    """A bar per pass over the split on a terminal, silent elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(kind: str, done: int, total: int) -> None:
+            if kind not in tasks:
+                tasks[kind] = bars.add_task(kind, total=total)
+            bars.update(tasks[kind], completed=done)
+
+        yield report
 
 
 def describe(

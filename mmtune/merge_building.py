@@ -121,9 +121,9 @@ def _embed_as_trained(merge: Merge, samples: Sequence[Sample]) -> None:
 
     trained = load_base(merge.target)
     attach_target(trained, merge.target)
-    for module in trained.model.modules():
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = torch.float32
+    layers: list[Any] = [module for module in trained.model.modules() if hasattr(module, "compute_dtype")]
+    for layer in layers:
+        layer.compute_dtype = torch.float32
     torch.nn.Module.float(trained.model)
     merge.embedded["as_trained"] = merge_proof.embed(trained, merge.inputs)
     merge.scores["as_trained"] = _score(trained, samples)

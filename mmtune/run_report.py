@@ -213,7 +213,8 @@ def _draw_scores(axes: "Axes", scores: dict[str, Any]) -> None:
         for name in scores["base"]
         if name.endswith("median_rank")
     )
-    axes.set_title(f"{scores['split']} split, {scores['images']:,} images and {scores['texts']:,} texts")
+    of = f" ({scores['checkpoint']})" if scores.get("checkpoint") else ""
+    axes.set_title(f"{scores['split']} split, {scores['images']:,} images and {scores['texts']:,} texts{of}")
     axes.set_xlabel(medians)
     axes.legend(fontsize=8, loc="best", ncols=3)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.batch_building import Layout
 from mmtune.ground.errors import RecipeError
+from mmtune.ground.library_notes import silence_library_notes
 from mmtune.train_loop import Cadence
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def start_accelerator(recipe: "Recipe") -> "Accelerator":
         raise RecipeError(
             f"train.trackers: {', '.join(missing)} not installed: pip install 'mmtune[{','.join(missing)}]' or drop it"
         )
+    silence_library_notes()
     from accelerate import Accelerator
 
     return Accelerator(
@@ -121,9 +123,16 @@ def in_steps(duration: Any, layout: Layout, total: int) -> int:
 
 
 def make_cadence(recipe: "Recipe", layout: Layout) -> Cadence:
-    """When to log, save and evaluate."""
+    """When to log, save and evaluate.
+
+    Raises:
+        RecipeError: the warm-up is as long as the run.
+    """
     total = total_steps(recipe, layout)
     train = recipe.train
+    warmup = in_steps(train.warmup, layout, total)
+    if warmup >= total:
+        raise RecipeError(f"train.warmup: {train.warmup} is {warmup} steps, and the whole run is {total}: shorten it")
     return Cadence(
         total=total,
         log=in_steps(train.log_every, layout, total),

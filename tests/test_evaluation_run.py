@@ -112,6 +112,7 @@ def test_other_splits_and_checkpoints_leave_the_scores_of_the_run_alone(run: Pat
     named = score(run, checkpoint=first)
     assert Path(validation["files"][0]).name == "scores_validation.json"
     assert Path(named["files"][0]).name == f"scores_{first}.json" and named["checkpoint"] == first
+    assert score(run / "checkpoints" / first)["files"] == named["files"]
     assert {name: (run / name).read_bytes() for name in before} == before
     assert validation["base"] != named["base"]
 

@@ -126,7 +126,7 @@ def test_gaps_of_quantized_runs_are_measured(proven: dict[Asked, Proven]) -> Non
     assert full["gap_to_the_model_as_trained"] > 0.1, "the original weights are another model"
     assert (four["merged_into"], full["merged_into"]) == ("dequantized weights", "original weights")
     assert set(four["change_of_scores"].values()) == {0.0}
-    assert set(eight["change_of_scores"]) == set(eight["scores_merged"]) and "text_to_image_recall@1" in eight["scores_merged"]
+    assert set(eight["change_of_scores"]) == set(eight["scores_merged"]) >= {"text_to_image_recall@1"}
     assert "quantized" not in proven[Asked("clip")].report
 
 
@@ -186,20 +186,16 @@ def test_embeddings_that_differ_leave_no_folder(run: Path, monkeypatch: pytest.M
     assert merge(run) == run / "merged"
 
 
-def test_an_adapter_without_effect_is_no_merge(tiny_clip_folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_without_effect_is_no_merge(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     skip_the_fresh_process(monkeypatch)
     file = next(run.glob("checkpoints/*/adapter/adapter_model.safetensors"))
     save_tensors(file, {name: torch.zeros_like(value) for name, value in load_tensors(file).items()})
-    target = resolve_unverified(run, monkeypatch)
+    monkeypatch.setattr("mmtune.run_checkpoint.problems", lambda folder: [])  # the hash would find it first
+    target = resolve(run)
     folded = fold(target, samples(), scale=1.0, full=False, dtype="float32")
     write_folder(folded, run / "merged")
     with pytest.raises(CheckpointError, match="like the untouched base"):
         prove_all([(folded, run / "merged")])
-
-
-def resolve_unverified(run: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("mmtune.run_checkpoint.problems", lambda folder: [])
-    return resolve(next((run / "checkpoints").iterdir()))
 
 
 def test_only_an_earlier_merge_is_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

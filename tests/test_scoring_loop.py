@@ -13,7 +13,7 @@ from PIL import Image
 from mmtune.ground.errors import DataError, TrainingError
 from mmtune.ground.records import Sample
 from mmtune.scored_split import list_content
-from mmtune.scoring_loop import embed_split, score_embeddings
+from mmtune.scoring_loop import EncodedBatches, embed_split, score_embeddings
 
 WIDTH = 12
 
@@ -255,6 +255,22 @@ def test_workers_change_nothing(tiny_clip: Any):
     assert len(alone.bad) == 1
     assert same(alone, embed(samples, tiny_clip, batch=4, workers=2))
     assert not same(alone, embed(samples[:-1], tiny_clip, batch=4, workers=2))
+
+
+def test_a_second_model_decodes_nothing(tiny_clip: Any, monkeypatch: pytest.MonkeyPatch):
+    samples, keep = noisy_samples(11), EncodedBatches()
+    first = embed(samples, tiny_clip, batch=4, workers=2, keep=keep)
+    reads: list[int] = []
+    monkeypatch.setattr(Noise, "read", lambda self: reads.append(self.number) or PlainImage.read(self))
+    assert same(first, embed(samples, tiny_clip, batch=4, keep=keep)) and not reads
+    assert len(keep.kept["images"]) == 3 and len(first.bad) == 1
+
+
+def test_a_split_that_is_too_large_to_keep_is_read_again(tiny_clip: Any):
+    samples, keep = noisy_samples(11), EncodedBatches(max_bytes=3 * 32 * 32 * 4 * 6)
+    first = embed(samples, tiny_clip, batch=4, keep=keep)
+    assert "images" not in keep.kept and "texts" in keep.kept  # ten images do not fit, the tokens do
+    assert same(first, embed(samples, tiny_clip, batch=4, keep=keep))
 
 
 def test_half_precision_is_asked_for_and_float32_comes_back(tiny_clip: Any):

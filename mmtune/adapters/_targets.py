@@ -189,6 +189,4 @@ def _no_hit(word: str, where: str, there: list[Candidate], outside: bool, choice
         return f"adapter.targets: {where} has no linear layers at all, so {word!r} hits nothing there"
     near = difflib.get_close_matches(word, [*STRUCTURES, *names], n=1)
     hint = f"; did you mean {near[0]!r}?" if near and near[0] != word else ""
-    return (
-        f"adapter.targets: {word!r} hits no linear layer of {where}; there are {', '.join(words + names)}{hint}"
-    )
+    return f"adapter.targets: {word!r} hits no linear layer of {where}; there are {', '.join(words + names)}{hint}"

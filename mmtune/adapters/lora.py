@@ -90,7 +90,7 @@ def insert(backbone: "Backbone", section: Section, seed: int) -> Inserted:
         with old_names_allowed():
             peft_model = peft.get_peft_model(model, config, autocast_adapter_dtype=True)
     config = peft_model.peft_config["default"]
-    config.target_modules = {name for names in targets.values() for name in names}
+    config.target_modules = [name for names in targets.values() for name in names]  # full names, in a stable order
     config.base_model_name_or_path = backbone.section.id
     config.revision = backbone.description.commit
     return Inserted(targets, _check_wrapped(model, targets), peft_model)

@@ -12,6 +12,7 @@ from mmtune.backbones import _hub_files as hub
 from mmtune.backbones._family import Backbone, Description, Family, Section
 from mmtune.ground.errors import BackboneError
 from mmtune.ground.kind_folder import kinds
+from mmtune.ground.library_notes import silence_library_notes
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,7 @@ def load(
     """
     import torch
 
+    silence_library_notes()
     description = describe(section)
     files = hub.weight_files(description)
     processor = _load_processor(description)

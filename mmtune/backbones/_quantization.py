@@ -5,7 +5,6 @@ https://arxiv.org/abs/2208.07339.
 """
 
 import copy
-import logging
 from typing import TYPE_CHECKING, Any
 
 from mmtune.backbones._family import Family
@@ -30,7 +29,6 @@ def load_options(quantize: str, family: Family, dtype: "torch.dtype", device: st
 
     if find_spec("bitsandbytes") is None:
         raise BackboneError("backbone.quantize needs bitsandbytes: pip install bitsandbytes")
-    _silence_notes()
     kept = list(family.full_precision)
     if quantize == "4bit":
         config = BitsAndBytesConfig(
@@ -136,27 +134,3 @@ def _forget_quantization(model: Any) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.is_quantized = False
-
-
-NOISE = {
-    "bitsandbytes.autograd._functions": "inputs will be cast",  # LLM.int8, at every call of every layer
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # an optional kernel that is not used
-}
-
-
-def _silence_notes() -> None:
-    for name, words in NOISE.items():
-        logger = logging.getLogger(name)
-        if not any(isinstance(one, _Silence) for one in logger.filters):
-            logger.addFilter(_Silence(words))
-
-
-class _Silence(logging.Filter):
-    """Drops records whose text holds the words."""
-
-    def __init__(self, words: str) -> None:
-        super().__init__()
-        self.words = words
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return self.words not in str(record.msg)

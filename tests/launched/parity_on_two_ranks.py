@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from parity_cases import NUM, cut, distance, make_context, make_samples, run
+from parity_cases import MICRO_BATCH, NUM, cut, distance, make_batch, make_context, make_samples, run
 
-import mmtune.contrastive_step as step_module
 from mmtune.ground import process_group
 
-SHARES = {"equal": NUM // 2, "unequal": NUM - 5, "everything on rank 0": NUM}
+SHARES = {"equal": NUM // 2, "unequal": NUM - 50, "everything on rank 0": NUM}
 """How many samples the first rank holds; the rest are the second's, which may be none."""
 
 
@@ -36,7 +35,7 @@ def main(folder: Path, output: Path) -> None:
             single_loss, single = alone(run, context, cut(context, samples, 0))
             for name, first in SHARES.items():
                 mine = samples[:first] if rank == 0 else samples[first:]
-                batches = cut(context, mine, 6) if mine else cut(context, [], 1) or [step_batch(context)]
+                batches = cut(context, mine, MICRO_BATCH) if mine else [make_batch(context, [])]
                 value, gradients = run(context, batches)
                 total = sum(float(g.double().sum()) for g in gradients.values())
                 totals = process_group.gather_objects([total])
@@ -56,13 +55,6 @@ def main(folder: Path, output: Path) -> None:
         output.write_text(json.dumps(cases))
     accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()
-
-
-def step_batch(context: step_module.StepContext) -> step_module.Batch:
-    """A micro-batch that lost every sample."""
-    from parity_cases import make_batch
-
-    return make_batch(context, [])
 
 
 if __name__ == "__main__":
