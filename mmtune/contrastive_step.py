@@ -9,6 +9,9 @@ Every sample of the batch is a candidate for every other, with gradient. When th
 Dropout draws the same masks in 1 and 3 because its generator is seeded by (seed, step, rank, micro-batch). Where one
 micro-batch covers the rank's share, the graph of pass 1 is kept and pass 3 costs nothing.
 
+With dropout the masks belong to the micro-batches: another ``micro_batch`` then draws other masks from the same
+distribution. Without dropout nothing but the order of sums differs.
+
 Gradients are summed over the ranks, not averaged: the loss is already that of the whole batch.
 
 Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (GradCache).

@@ -42,10 +42,25 @@ def test_a_run_leaves_its_folder(tmp_path: Path, tiny_clip_folder: Path) -> None
     assert "vision" in log and "samples/s" in log and "data wait" in log
 
 
-def test_training_lowers_the_loss_and_lr_zero_would_not(tmp_path: Path, tiny_clip_folder: Path) -> None:
-    recipe = small_recipe(tmp_path, tiny_clip_folder, train={"length": "30 steps", "batch": 12, "schedule": "constant"})
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("clip", ["train.micro_batch=4"]),
+        ("clip", ["backbone.quantize=4bit"]),
+        ("clip", ["adapter={kind: head_only, parts: [vision, text]}"]),
+        ("siglip", ["task.loss.kind=sigmoid"]),
+    ],
+    ids=["clip", "clip in 4 bit", "clip heads", "siglip"],
+)
+def test_training_lowers_the_loss(
+    tmp_path: Path, family: str, overrides: list[str], request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(f"tiny_{family}_folder")
+    length = {"length": "30 steps", "batch": 12, "schedule": "constant"}
+    recipe = small_recipe(tmp_path, folder, *overrides, train=length)
     losses = [row["loss"] for row in rows(fit(recipe)) if "loss" in row]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["backbone"]["family"] == family
 
 
 def test_out_of_memory_names_the_micro_batch(
