@@ -149,3 +149,18 @@ def describe_start(trainer: Any) -> Iterator[str]:
         f"{layout.micro_batch}; {trainer.cadence.total} steps; precision {trainer.accelerator.mixed_precision}"
     )
     yield from trainer.liveness.start_table().splitlines()
+
+
+def describe_end(trainer: Any) -> Iterator[str]:
+    """Lines that say what was done, and what was cut, left out or skipped on the way."""
+    state, best = trainer.state, trainer.recipe.train.best
+    if state.num_long:
+        limit = trainer.pairs.limit
+        yield f"{state.num_long} captions were longer than the text tower's {limit} tokens and were cut there"
+    if state.bad:
+        yield f"{len(state.bad)} items are quarantined, see {trainer.run / 'quarantine.jsonl'}"
+    if state.num_skipped:
+        yield f"{state.num_skipped} updates were skipped by the fp16 scaler"
+    if state.best_checkpoint:
+        yield f"best checkpoint by validation {best}: {state.best_checkpoint} ({state.best_score:.4f})"
+    yield f"finished: {state.step} steps, {state.num_samples} samples, {state.seconds:.0f} s; run folder {trainer.run}"

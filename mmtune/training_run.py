@@ -107,7 +107,7 @@ def _go_on(trainer: Any, checkpoint: Path) -> None:
 def _train(trainer: Any) -> None:
     from mmtune.run_folder import update_manifest, write_quarantine, write_recipe
     from mmtune.run_report import draw_curves
-    from mmtune.train_data import describe_run, describe_start
+    from mmtune.train_data import describe_end, describe_run, describe_start
     from mmtune.train_loop import train
 
     write_recipe(trainer.run, trainer.recipe)
@@ -117,13 +117,12 @@ def _train(trainer: Any) -> None:
     for line in describe_start(trainer):
         trainer.log.line(line)
     try:
-        state = train(trainer)
+        train(trainer)
     finally:
         write_quarantine(trainer.run, trainer.state.bad)
     update_manifest(trainer.run, status="finished", **describe_run(trainer))
     trainer.accelerator.end_training()
     if trainer.log.active:
         draw_curves(trainer.run)
-    trainer.log.line(
-        f"finished: {state.step} steps, {state.num_samples} samples, {state.seconds:.0f} s; run folder {trainer.run}"
-    )
+    for line in describe_end(trainer):
+        trainer.log.line(line)
