@@ -43,8 +43,9 @@ class Findings:
         self.facts.append((topic, what))
 
     def problem(self, path: KeyPath, what: str) -> None:
-        """Note what will not run, at the place of its key."""
-        self.problems.append(self._located(path, what))
+        """Note what will not run, at the place of its key; once, though every split may meet it."""
+        if (line := self._located(path, what)) not in self.problems:
+            self.problems.append(line)
 
     def warning(self, path: KeyPath, what: str) -> None:
         """Note what may disappoint, at the place of its key."""

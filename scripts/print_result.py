@@ -22,14 +22,15 @@ FILES = {
 }
 
 
+HEADLINE = ("text_to_image_recall@1", "image_to_text_recall@1")
+
+
 def score_rows(scores: dict) -> list[str]:
-    """One line per score: name, base, tuned, difference, 95 % interval where there is one."""
+    """One line per headline score: name, base, tuned, difference, 95 % interval of the difference."""
     rows = []
-    for name, base in scores["base"].items():
-        tuned = scores["tuned"][name]
-        interval = scores.get("interval95", {}).get(name)
-        span = f"   95 % [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
-        rows.append(f"  {name:<34}{base:>9.3f} -> {tuned:<9.3f}{tuned - base:+9.3f}{span}")
+    for name in HEADLINE:
+        base, tuned, (low, high) = scores["base"][name], scores["tuned"][name], scores["interval95"][name]
+        rows.append(f"  {name}  {base:.3f} -> {tuned:.3f}  ({tuned - base:+.3f}, 95 % {low:+.3f} to {high:+.3f})")
     return rows
 
 
@@ -37,15 +38,18 @@ def describe(run: Path) -> str:
     """The whole report as text."""
     scores = json.loads((run / "scores.json").read_text())
     manifest = json.loads((run / "manifest.json").read_text())
-    trained = manifest.get("trainable", {})
-    lines = ["", f"== {run}: base -> tuned on the {scores['samples']:,} samples of the {scores['split']} split"]
-    lines += score_rows(scores)
-    if trained:
-        lines.append(f"  trained {trained['count']:,} of the weights ({100 * trained['share']:.2f} %)")
-    if manifest.get("seconds"):
-        lines.append(f"  in {manifest['seconds']:.0f} s of training")
-    lines += ["", "Files to open:"]
-    lines += [f"  {run / name}   {what}" for name, what in FILES.items() if (run / name).exists()]
+    trained, seconds = manifest["trainable"], manifest["seconds"]
+    found = {name: what for name, what in FILES.items() if (run / name).exists()}
+    width = max(len(str(run / name)) for name in found)
+    lines = [
+        "",
+        f"What changed: base -> tuned, on the {scores['split']} split, which the run did not train on",
+        *score_rows(scores),
+        f"  {trained['count']:,} weights trained ({100 * trained['share']:.2f} %), {seconds:.0f} s of training",
+        "",
+        "Files to open:",
+        *(f"  {str(run / name):<{width}}  {what}" for name, what in found.items()),
+    ]
     return "\n".join(lines)
 
 

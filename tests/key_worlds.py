@@ -216,7 +216,7 @@ def bad_allowed(world: World, recipe: Recipe) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         opened = OpenedSplit(("one",), (BadItem("x", "bad"),), 20)  # type: ignore[arg-type]
-        patch.setattr(train_data, "open_split", lambda *_, **__: opened)
+        patch.setattr("mmtune.sources.glyphs.open_split", lambda *_, **__: opened)
         try:
             return train_data.open_checked(recipe, "train").num_seen
         except MmtuneError as error:

@@ -1,5 +1,6 @@
 """What README.md and CONTRIBUTING.md show works: recipes validate, commands parse, links lead somewhere."""
 
+import json
 import os
 import re
 import shlex
@@ -94,3 +95,18 @@ def test_shown_python_runs(tmp_path: Path) -> None:
         [sys.executable, "shown.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    check_printed_result(tmp_path)
+
+
+def check_printed_result(place: Path) -> None:
+    """What scripts/quickstart prints at its end, on the run that is there now."""
+    script = str(ROOT / "scripts" / "print_result.py")
+    printed = subprocess.run(
+        [sys.executable, "-I", script, "runs/from_python"], cwd=place, capture_output=True, text=True, check=True
+    ).stdout
+    scores = json.loads((place / "runs" / "from_python" / "scores.json").read_text())
+    base, tuned = (scores[which]["text_to_image_recall@1"] for which in ("base", "tuned"))
+    assert f"text_to_image_recall@1  {base:.3f} -> {tuned:.3f}" in printed
+    named = re.findall(r"^  (runs/\S+)", printed, flags=re.MULTILINE)
+    assert {Path(name).name for name in named} >= {"scores.json", "curves.png", "merged", "merge_report.json"}
+    assert all((place / name).exists() for name in named)
