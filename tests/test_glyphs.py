@@ -199,8 +199,8 @@ def test_the_asset_finds_clean_print_by_name():
     with torch.no_grad():
         inputs = processor(images=[sample.image.read() for sample in samples], return_tensors="pt")
         images = torch.nn.functional.normalize(model.get_image_features(**inputs).pooler_output)
-        inputs = processor(text=list(group_of), padding=True, return_tensors="pt")
+        inputs = processor(text=list(group_of), padding=True, truncation=True, return_tensors="pt")
         texts = torch.nn.functional.normalize(model.get_text_features(**inputs).pooler_output)
     nearest = (texts @ images.T).argmax(1).tolist()
     hits = [samples[index].group == group for index, group in zip(nearest, group_of.values(), strict=True)]
-    assert np.mean(hits) > 0.7
+    assert np.mean(hits) > 0.9

@@ -6,6 +6,7 @@ safetensors writes mode 0600 whatever the umask and does not sync, so both are m
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 1 << 20
+
+LEFTOVER = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+)\.(?P<kind>part|old)|\.pruned)")
+"""The hidden names that writing uses: ``.NAME.PID.part``, ``.NAME.PID.old``, and ``.NAME.pruned`` before removal."""
 
 
 def _umask() -> int:
@@ -42,6 +46,7 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; it takes the place of ``path`` only when the block ends well."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -107,6 +112,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     Every file in it is synced and gets the umask's mode first. A folder that stands at the final name is replaced.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -129,6 +135,57 @@ def _swap_in(beside: Path, folder: Path) -> None:
     """Rename ``beside`` to ``folder``; what stood there is moved away first and removed last."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(beside, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep_leftovers(folder: Path, name: str | None = None) -> list[Path]:
+    """Mend what a killed process left half done in ``folder``: call it where nothing is being written there.
+
+    A ``.NAME.PID.old`` whose NAME is missing becomes NAME again (the kill fell between two renames); every other
+    leftover is removed. Those of another process that still runs stay.
+
+    Args:
+        folder: where to look, not below it; it need not be there.
+        name: only leftovers of this name.
+
+    Returns:
+        The leftovers that were dealt with, by their hidden names.
+    """
+    if not folder.is_dir():
+        return []
+    swept = []
+    for path in sorted(folder.iterdir(), key=_last_change, reverse=True):  # of several, the newest is renamed back
+        match = LEFTOVER.fullmatch(path.name)
+        if match is None or name not in (None, match["name"]) or _is_running(match["pid"]):
+            continue
+        final = folder / match["name"]
+        if match["kind"] == "old" and not final.exists():
+            os.replace(path, final)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        swept.append(path)
+    if swept:
+        sync_folder(folder)
+    return swept
+
+
+def _last_change(path: Path) -> float:
+    return path.lstat().st_mtime
+
+
+def _is_running(pid: str | None) -> bool:
+    """Whether another process of that number is there; one's own number is that of a process before this one."""
+    if pid is None or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
