@@ -6,7 +6,7 @@ step takes the next ``batch`` items of it, rank r of R takes the r-th of R equal
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import DataError
@@ -83,7 +83,7 @@ class Batch:
         text_keys: ``int64[B]`` identity of the text that is shown.
         ids: sample ids, for messages.
         bad: what failed to decode and left the batch.
-        num_long: captions that were cut to the text tower's limit.
+        long_keys: identities of captions that were cut to the text tower's limit.
     """
 
     inputs: "dict[str, Tensor]"
@@ -91,7 +91,7 @@ class Batch:
     text_keys: "Tensor"
     ids: list[str]
     bad: list[BadItem]
-    num_long: int = 0
+    long_keys: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -164,7 +164,7 @@ class Collate:
             text_keys=torch.tensor([item.text_key for item in good], dtype=torch.int64),
             ids=[item.sample_id for item in good],
             bad=[item for item in items if isinstance(item, BadItem)],
-            num_long=sum(item.is_long for item in good),
+            long_keys=[item.text_key for item in good if item.is_long],
         )
 
 

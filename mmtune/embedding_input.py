@@ -11,7 +11,7 @@ from typing import Literal
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_reading import ImageFile, check_header
-from mmtune.ground.records import BadItem
+from mmtune.ground.records import BadItem, printable
 from mmtune.sources._pairs import NUM_THREADS
 from mmtune.sources._table import SUFFIXES, as_text, format_of, is_missing, nearest, read_table
 from mmtune.sources.image_folder import images_below
@@ -149,7 +149,7 @@ def _images(listed: list[_Listed], root: Path, bad: list[BadItem]) -> EmbeddingI
     whole = [place for place, reason in enumerate(reasons) if reason is None]
     bad += [BadItem(listed[place].where, str(reason)) for place, reason in enumerate(reasons) if reason is not None]
     kept = [references[place] for place in whole]
-    ids = tuple(listed[place].id for place in whole)
+    ids = tuple(printable(listed[place].id) for place in whole)
     stats = [os.stat(reference.key) for reference in kept]
     marks = [
         f"{reference.key}\0{stat.st_size}\0{stat.st_mtime_ns}" for reference, stat in zip(kept, stats, strict=True)
@@ -158,12 +158,12 @@ def _images(listed: list[_Listed], root: Path, bad: list[BadItem]) -> EmbeddingI
 
 
 def _texts(listed: list[_Listed], bad: list[BadItem]) -> EmbeddingInput:
-    texts, ids = [one.value for one in listed], tuple(one.id for one in listed)
+    texts, ids = [one.value for one in listed], tuple(printable(one.id) for one in listed)
     return EmbeddingInput("text", ids, texts, tuple(bad), _fingerprint(ids, texts))
 
 
 def _fingerprint(ids: Sequence[str], marks: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for name, mark in zip(ids, marks, strict=True):
-        digest.update(f"{name}\1{mark}\2".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\1{mark}\2".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

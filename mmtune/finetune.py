@@ -37,11 +37,15 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 2 for a mistake of the user's, which the first rank prints without a traceback."""
-    from mmtune.ground.errors import MmtuneError
+    """Run; the exit code is 2 for a mistake of the user's, which the first rank prints without a traceback.
+
+    What only one rank can know, that it ran out of memory, is printed by that rank.
+    """
+    from mmtune.ground.errors import MemoryExhausted, MmtuneError
 
     given = read_arguments(argv)
-    is_first = os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
+    is_first = rank == "0"
     try:
         from mmtune.recipe_schema import load_recipe, resolved_json
 
@@ -50,12 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if is_first:
                 print(json.dumps(resolved_json(recipe), indent=2, ensure_ascii=False))
             return 0
+        from mmtune.ground.process_group import leave
         from mmtune.training_run import fit
 
         fit(recipe, resume=given.resume, restart=given.restart)
+        leave()
     except MmtuneError as error:
-        if is_first:
-            print(error, file=sys.stderr)
+        if is_first or isinstance(error, MemoryExhausted):
+            print(error if is_first else f"rank {rank}: {error}", file=sys.stderr)
         return 2
     return 0
 

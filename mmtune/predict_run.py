@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmtune.embedding_files import EmbeddingStore, paths_for
 from mmtune.embedding_input import EmbeddingInput, InputKind, list_input
 from mmtune.ground.errors import TrainingError
-from mmtune.ground.records import BadItem
+from mmtune.ground.records import BadItem, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,16 +81,15 @@ def predict(
     if store.note:
         print(store.note, flush=True)
     if store.finished:
-        print(f"{paths.embeddings} is finished: nothing to do", flush=True)
+        print(printable(f"{paths.embeddings} is finished: nothing to do"), flush=True)
     else:
         _fill(store, backbone, given, batch, workers)
         store.finish(given.ids, {"model": str(model), "source": str(source), "bad": [asdict(one) for one in given.bad]})
     bad = (*given.bad, *store.failed.values())
     _report(bad)
     num_rows = store.num_items - len(store.failed)
-    print(
-        f"{paths.embeddings}: {num_rows} {given.kind} embeddings, {len(bad)} left out; ids in {paths.ids}", flush=True
-    )
+    said = f"{paths.embeddings}: {num_rows} {given.kind} embeddings, {len(bad)} left out; ids in {paths.ids}"
+    print(printable(said), flush=True)
     return Prediction(paths.embeddings, paths.ids, paths.manifest, num_rows, bad)
 
 

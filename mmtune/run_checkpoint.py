@@ -8,6 +8,8 @@ manifest finds that.
 
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,20 +43,24 @@ class TrainState:
     Attributes:
         step: finished optimizer steps; with the recipe it is the data position and the schedule's position too.
         num_samples: samples that were trained on.
-        num_long: captions that were cut to the text tower's limit.
+        long_keys: identities of the captions that were cut to the text tower's limit, each once.
         num_skipped: steps that the fp16 scaler skipped, and how many of them in a row until now.
         bad: what was quarantined while training, each once.
-        best: the best validation score so far and the checkpoint that has it.
+        weight_hash: of the backbone's files, so that a run never goes on upon other weights.
+        data_hash: of the training samples, whose order a step number stands for.
+        best_score: the best validation score so far, and ``best_checkpoint`` that has it.
         scaler: state of the fp16 scaler.
     """
 
     step: int = 0
     num_samples: int = 0
-    num_long: int = 0
     num_skipped: int = 0
     num_skipped_in_row: int = 0
     seconds: float = 0.0
     bad: list[BadItem] = field(default_factory=list)
+    long_keys: list[int] = field(default_factory=list)
+    weight_hash: str = ""
+    data_hash: str = ""
     best_score: float | None = None
     best_checkpoint: str | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -154,21 +160,35 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def choose_checkpoint(run: Path) -> Path:
+def choose_checkpoint(run: Path, say: Callable[[str], object] | None = None) -> Path:
     """The checkpoint that stands for a run: the best by validation where the manifest names one, else the newest.
+
+    Args:
+        run: the run folder.
+        say: is told about every checkpoint that is passed over, and why; by default on standard error.
 
     Raises:
         CheckpointError: none of them verifies.
     """
+    say = say or _say
     manifest = run / "manifest.json"
     best = read_json(manifest).get("best_checkpoint") if manifest.is_file() else None
-    if best and not problems(run / "checkpoints" / best):
-        return run / "checkpoints" / str(best)
+    if best:
+        found = problems(run / "checkpoints" / str(best))
+        if not found:
+            return run / "checkpoints" / str(best)
+        say(f"{run}: {best}, the best by validation, is passed over: {'; '.join(found)}")
     folder, passed_over = newest_valid(run)
     if folder is None:
         reasons = "".join(f"\n  {line}" for line in passed_over) or " (it has none)"
         raise CheckpointError(f"{run}: no usable checkpoint:{reasons}\nTrain it first, or again with --restart.")
+    for line in passed_over:
+        say(f"{run}: {line}")
     return folder
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def read_state(folder: Path) -> TrainState:
@@ -197,3 +217,26 @@ def restore_checkpoint(folder: Path, adapted: Any, optimizer: Any) -> TrainState
     if f"{rank()}.cuda" in rng and torch.cuda.is_available():
         torch.cuda.set_rng_state(rng[f"{rank()}.cuda"])
     return read_state(folder)
+
+
+def refuse_other_inputs(run: Path, state: TrainState, fresh: TrainState) -> None:
+    """Hold what a run goes on with against what it began with, and take over what is newly found to be bad.
+
+    Args:
+        run: the run folder, for the message.
+        state: of the checkpoint; ``bad`` is extended.
+        fresh: as the run would begin today.
+
+    Raises:
+        CheckpointError: weights or training samples differ, so that the rest would be another run's.
+    """
+    found = []
+    if state.weight_hash != fresh.weight_hash:
+        found.append("the backbone's weights are not those it began with (manifest.json has their hash and commit)")
+    if state.data_hash != fresh.data_hash:
+        found.append("the training samples are not those it began with: ids, captions or their order changed")
+    if found:
+        lines = "".join(f"\n  {line}" for line in found)
+        raise CheckpointError(f"{run} cannot go on:{lines}\nPut them back, or use --restart to begin anew.")
+    known = {item.where for item in state.bad}
+    state.bad.extend(item for item in fresh.bad if item.where not in known)

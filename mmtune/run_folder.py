@@ -1,18 +1,22 @@
 """The run folder: whether to start, go on, train longer or refuse; and the manifest that every other command reads."""
 
+import fcntl
 import importlib.metadata
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import CheckpointError, RecipeError
 from mmtune.ground.process_group import barrier, broadcast_object, is_main
-from mmtune.ground.safe_files import read_json, write_json, write_text
+from mmtune.ground.safe_files import read_json, sweep_leftovers, write_json, write_text
 from mmtune.run_checkpoint import checkpoints, newest_valid
 
 if TYPE_CHECKING:
+    from mmtune.backbones import Section as BackboneSection
     from mmtune.recipe_schema import Recipe
 
 FORMAT = 1
@@ -28,6 +32,7 @@ PACKAGES = (
     "pillow",
 )
 RESOLVED = "recipe.resolved.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -71,48 +76,80 @@ def open_run(recipe: "Recipe", *, resume: str = "auto", restart: bool = False) -
     return decision
 
 
+OWN_FILES = {"run.log", "quarantine.jsonl", "metrics.jsonl", LOCK}
+"""What a start that failed before its first step leaves; such a folder is free."""
+
+
 def _decide(recipe: "Recipe", resume: str, restart: bool) -> Start:
     run = Path(recipe.output)
+    holds_run = (run / RESOLVED).exists()
+    foreign = [] if holds_run or not run.exists() else sorted({p.name for p in run.iterdir()} - OWN_FILES)
+    if foreign:
+        raise RecipeError(
+            f"output: {run} holds no run of this tool but other files ({', '.join(foreign[:3])}): give another folder"
+        )
     notes: list[str] = []
-    if restart and run.exists():
-        notes.append(f"the old run is kept as {_move_aside(run)}")
-    if (run / RESOLVED).exists():
-        if resume == "never":
-            raise RecipeError(
-                f"{run} holds a run already and --resume never was given: use --restart to move it aside, "
-                "or another output folder"
-            )
-        return _go_on(recipe, run)
-    if run.exists() and any(run.iterdir()):
-        raise RecipeError(f"output: {run} is not empty and holds no run of this tool: give another folder")
-    run.mkdir(parents=True, exist_ok=True)
-    write_recipe(run, recipe)
-    return Start(notes=tuple(notes))
+    if restart and holds_run:
+        with locked(run):
+            aside = _move_aside(run)
+        notes.append(f"the old run is kept as {aside}")
+        holds_run = False
+    if not holds_run:
+        run.mkdir(parents=True, exist_ok=True)
+        return Start(notes=tuple(notes))
+    if resume == "never":
+        raise RecipeError(
+            f"{run} holds a run already and --resume never was given: use --restart to move it aside, "
+            "or another output folder"
+        )
+    return _go_on(recipe, run)
 
 
 def _go_on(recipe: "Recipe", run: Path) -> Start:
-    if not checkpoints(run):
-        write_recipe(run, recipe)
-        return Start(notes=(f"{run}: an earlier start wrote no checkpoint; beginning anew",))
     old = read_json(run / RESOLVED)
     differing = differing_keys(old, recipe.model_dump(mode="json"))
+    finished = (run / "manifest.json").exists() and read_json(run / "manifest.json").get("status") == "finished"
+    if not finished and not checkpoints(run):
+        changed = f" with other {', '.join(sorted(differing))}" if differing else ""
+        return Start(notes=(f"{run}: an earlier start wrote no checkpoint; beginning anew{changed}",))
     if differing - {"train.length"}:
         lines = "".join(f"\n  {key}" for key in sorted(differing))
         raise RecipeError(
             f"{run} holds a run of another recipe; these keys differ:{lines}\n"
             "Use --restart to move that run aside, or set another output."
         )
+    sweep_leftovers(run / "checkpoints")
     folder, passed_over = newest_valid(run)
     if folder is None:
-        reasons = "".join(f"\n  {line}" for line in passed_over)
-        raise CheckpointError(f"{run}: no checkpoint is whole:{reasons}\nUse --restart to begin anew.")
-    finished = (run / "manifest.json").exists() and read_json(run / "manifest.json").get("status") == "finished"
+        reasons = "".join(f"\n  {line}" for line in passed_over) or "\n  they were removed"
+        raise CheckpointError(f"{run}: no checkpoint of this run is whole:{reasons}\nUse --restart to begin anew.")
     if finished and not differing:
         return Start(folder, True, (f"{run} is finished: nothing to do (--restart begins anew)",))
     notes = [*passed_over, f"going on from {folder.name}"]
     if differing:
         notes.append(f"train.length changed from {old['train']['length']} to {recipe.train.length}")
     return Start(folder, False, tuple(notes))
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run folder: a second process that wants to train in it is refused.
+
+    The lock belongs to this process alone and goes with it, also when it is killed.
+
+    Raises:
+        RecipeError: another process holds it.
+    """
+    if not is_main():
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / LOCK, "a", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(f"{run}: another process is training in this folder: wait for it or end it") from None
+        yield
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> set[str]:
@@ -175,3 +212,10 @@ def write_quarantine(run: Path, bad: "list[Any]") -> None:
 
     if is_main():
         write_text(run / "quarantine.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in bad))
+
+
+def same_revision(section: "BackboneSection", run: Path) -> "BackboneSection":
+    """The backbone section with the commit that the run began with: a branch may have moved since."""
+    manifest = run / "manifest.json"
+    commit = read_json(manifest)["backbone"]["commit"] if manifest.exists() else None
+    return section.model_copy(update={"revision": commit}) if commit else section

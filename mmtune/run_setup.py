@@ -2,12 +2,12 @@
 
 import importlib.util
 import os
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.batch_building import Layout
 from mmtune.ground.errors import RecipeError
+from mmtune.ground.kind_folder import kind
 from mmtune.ground.library_notes import silence_library_notes
 from mmtune.train_loop import Cadence
 
@@ -64,7 +64,9 @@ def start_accelerator(recipe: "Recipe") -> "Accelerator":
         )
     silence_library_notes()
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     return Accelerator(
         mixed_precision=resolve_precision(recipe.train.precision),
         log_with=list(recipe.train.trackers) or None,
@@ -84,10 +86,31 @@ def start_trackers(accelerator: "Accelerator", recipe: "Recipe") -> None:
         accelerator.init_trackers(Path(recipe.output).name, config=flat)
 
 
-def autocast_of(accelerator: "Accelerator") -> AbstractContextManager[Any]:
-    """The context of a forward pass."""
-    context: AbstractContextManager[Any] = accelerator.autocast()
-    return context
+def refuse_misfit(recipe: "Recipe") -> None:
+    """Hold task and adapter against the backbone's config.json, before data is opened or a weight is loaded.
+
+    Raises:
+        RecipeError: everything that does not fit, a line each.
+        BackboneError: the backbone cannot be found, or no family answers for it.
+    """
+    from mmtune.adapters import problems
+    from mmtune.backbones import describe
+
+    description = describe(recipe.backbone)
+    family, task = description.family.FAMILY, kind("tasks", recipe.task)
+    found = problems(recipe.adapter, recipe.backbone, description)
+    if task.ABILITY not in family.abilities:
+        able = ", ".join(sorted(family.abilities))
+        found.insert(0, f"task.kind: {recipe.task.kind} needs {task.ABILITY!r}; the family {family.name} has: {able}")
+    if found:
+        raise RecipeError("\n".join(found))
+
+
+def finish_trackers(accelerator: "Accelerator") -> None:
+    """Close the trackers. The process group stays, so that every rank keeps its number for what comes after."""
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def make_layout(recipe: "Recipe", num_items: int, num_ranks: int) -> Layout:

@@ -1,12 +1,14 @@
 """The data of a run and what is said about it: splits opened and checked, the validation score, the facts kept."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmtune.contrastive_step import StepContext
 from mmtune.ground.errors import DataError
-from mmtune.ground.records import BadItem
+from mmtune.ground.process_group import gather_objects
+from mmtune.ground.records import BadItem, Sample
 from mmtune.ground.run_log import RunLog
 from mmtune.sources import OpenedSplit, open_split, split_names
 
@@ -22,14 +24,17 @@ class TrainingData:
     """The splits a run reads.
 
     Attributes:
-        train: what is trained on.
-        validation: what the best checkpoint is chosen by, None where nothing is evaluated while training.
+        splits: ``train``, and ``validation`` where the best checkpoint is chosen by it.
         bad: everything that was quarantined when the splits were opened.
     """
 
-    train: OpenedSplit
-    validation: OpenedSplit | None
+    splits: dict[str, OpenedSplit]
     bad: tuple[BadItem, ...]
+
+    @property
+    def train(self) -> OpenedSplit:
+        """What is trained on."""
+        return self.splits["train"]
 
 
 def open_checked(recipe: "Recipe", split: str) -> OpenedSplit:
@@ -49,14 +54,35 @@ def open_checked(recipe: "Recipe", split: str) -> OpenedSplit:
 
 def open_training_data(recipe: "Recipe", log: RunLog) -> TrainingData:
     """Open the training split, and the validation split where the recipe evaluates while training."""
-    train = open_checked(recipe, "train")
-    validation = open_checked(recipe, "validation") if recipe.train.evaluate_every else None
-    bad = tuple(item for opened in (train, validation) if opened for item in opened.bad)
+    names = ("train", "validation") if recipe.train.evaluate_every else ("train",)
+    splits = {name: open_checked(recipe, name) for name in names}
+    bad = tuple(item for opened in splits.values() for item in opened.bad)
+    _check_same_on_all_ranks(splits["train"])
     for item in bad[:10]:
         log.line(f"quarantined {item.where}: {item.reason}")
     if len(bad) > 10:
         log.line(f"and {len(bad) - 10} more, see quarantine.jsonl")
-    return TrainingData(train, validation, bad)
+    return TrainingData(splits, bad)
+
+
+def hash_samples(samples: Sequence[Sample]) -> str:
+    """sha256 over ids and captions in their order: what a data position is a position in, hex."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update("\x1f".join((sample.id, *sample.captions, "\x1e")).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _check_same_on_all_ranks(train: OpenedSplit) -> None:
+    """Every rank reads headers itself; ranks that saw different files would train on different orders.
+
+    Raises:
+        DataError: the ranks' lists differ.
+    """
+    lists = gather_objects([(len(train.samples), hash_samples(train.samples))])
+    if len(set(lists)) > 1:
+        counts = ", ".join(f"rank {rank}: {count}" for rank, (count, _) in enumerate(lists))
+        raise DataError(f"data: the ranks do not see the same training samples ({counts}): is the folder shared?")
 
 
 def make_context(recipe: "Recipe", adapted: Any, task: Any, accelerator: Any) -> StepContext:
@@ -78,8 +104,8 @@ def make_context(recipe: "Recipe", adapted: Any, task: Any, accelerator: Any) ->
 
 def make_validation(
     recipe: "Recipe", adapted: Any, split: OpenedSplit | None, context: StepContext
-) -> Callable[[], dict[str, float]] | None:
-    """A function that scores the adapted model on the validation split."""
+) -> Callable[[], tuple[dict[str, float], list[BadItem]]] | None:
+    """A function that scores the adapted model on the validation split; it also gives the images that failed there."""
     if split is None:
         return None
 
@@ -87,7 +113,7 @@ def make_validation(
 
     kept = EncodedBatches()  # the split is read and encoded once, not at every score
 
-    def validate() -> dict[str, float]:
+    def validate() -> tuple[dict[str, float], list[BadItem]]:
         with context.autocast():
             embedded = embed_split(
                 adapted.backbone,
@@ -98,7 +124,7 @@ def make_validation(
                 split="validation",
                 keep=kept,
             )
-        return score_embeddings(embedded).values
+        return score_embeddings(embedded).values, list(embedded.bad)
 
     return validate
 
@@ -111,7 +137,7 @@ def describe_run(trainer: Any) -> dict[str, Any]:
     trained = sum(part.num_trainable for part in adapted.parts)
     return {
         "versions": versions(),
-        "backbone": adapted.backbone.record(),
+        "backbone": {**adapted.backbone.record(), "revision": recipe.backbone.revision},
         "adapter": recipe.adapter.kind,
         "task": recipe.task.kind,
         "seed": recipe.seed,
@@ -128,7 +154,7 @@ def describe_run(trainer: Any) -> dict[str, Any]:
             "train_items": trainer.layout.num_items,
             "dropped_per_epoch": trainer.layout.num_dropped,
             "samples_trained": state.num_samples,
-            "captions_cut": state.num_long,
+            "captions_cut": len(state.long_keys),
             "bad": len(state.bad),
         },
         "seconds": round(state.seconds, 1),
@@ -154,9 +180,9 @@ def describe_start(trainer: Any) -> Iterator[str]:
 def describe_end(trainer: Any) -> Iterator[str]:
     """Lines that say what was done, and what was cut, left out or skipped on the way."""
     state, best = trainer.state, trainer.recipe.train.best
-    if state.num_long:
+    if state.long_keys:
         limit = trainer.pairs.limit
-        yield f"{state.num_long} captions were longer than the text tower's {limit} tokens and were cut there"
+        yield f"{len(state.long_keys)} captions were longer than the text tower's {limit} tokens and were cut there"
     if state.bad:
         yield f"{len(state.bad)} items are quarantined, see {trainer.run / 'quarantine.jsonl'}"
     if state.num_skipped:

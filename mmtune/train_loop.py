@@ -1,15 +1,17 @@
 """The loop: accumulate, clip, step, log, score, save, stop on non-finite. No set-up happens here."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.batch_building import Batch, EncodedPairs, Layout, open_loader
 from mmtune.contrastive_step import StepContext, contrastive_step
-from mmtune.ground.errors import DataError, TrainingError
+from mmtune.ground.errors import DataError, MemoryExhausted, TrainingError
 from mmtune.ground.process_group import gather_objects, rank
+from mmtune.ground.records import BadItem
 from mmtune.ground.run_log import RunLog
 from mmtune.metrics import higher_is_better
 from mmtune.run_checkpoint import TrainState, checkpoint_name, save_checkpoint
@@ -54,9 +56,19 @@ class Trainer:
     cadence: Cadence
     log: RunLog
     liveness: Any
-    validate: Callable[[], dict[str, float]] | None
-    num_seen: int
+    validate: Callable[[], tuple[dict[str, float], list[BadItem]]] | None
+    num_seen: dict[str, int]
     state: TrainState = field(default_factory=TrainState)
+    window: "Window" = field(default_factory=lambda: Window())
+
+
+@dataclass
+class Window:
+    """What happened since the last logged step."""
+
+    samples: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
 
 
 def train(trainer: Trainer) -> TrainState:
@@ -111,12 +123,15 @@ def _one_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
     started = time.perf_counter()
     batches = next(steps)
     waited = time.perf_counter() - started
-    num_samples = _account(trainer, batches)
-    loss = _forward_backward(trainer, batches)
-    grad_norm = _update(trainer, batches, loss)
+    trainer.window.samples += _account(trainer, batches)
+    with _memory_advice(trainer):
+        loss = _forward_backward(trainer, batches)
+        grad_norm = _update(trainer, batches, loss)
     if state.step <= trainer.liveness.last_step:
         trainer.liveness.after_step(state.step, trainer.log.line)
     seconds = time.perf_counter() - started
+    trainer.window.seconds += seconds
+    trainer.window.waited += waited
     state.seconds += seconds
     return {
         "step": state.step,
@@ -124,51 +139,69 @@ def _one_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
         "loss": loss,
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
         "grad_norm": grad_norm,
-        "samples_per_second": round(num_samples / seconds, 2),
-        "data_wait": round(waited / seconds, 4),
+        "samples_per_second": round(trainer.window.samples / trainer.window.seconds, 2),
+        "data_wait": round(trainer.window.waited / trainer.window.seconds, 4),
         "memory": _memory(),
     }
 
 
 def _account(trainer: Trainer, batches: list[Batch]) -> int:
-    """Count samples and long captions, quarantine what failed to decode, and stop when that is too much."""
+    """Count samples and long captions of all ranks, and quarantine what failed to decode."""
     state = trainer.state
-    facts = gather_objects(
-        [(sum(map(len, batches)), sum(b.num_long for b in batches), [x for b in batches for x in b.bad])]
+    mine = (
+        sum(map(len, batches)),
+        [key for batch in batches for key in batch.long_keys],
+        [item for batch in batches for item in batch.bad],
     )
+    facts = gather_objects([mine])
     num_samples = sum(count for count, _, _ in facts)
     state.num_samples += num_samples
-    state.num_long += sum(count for _, count, _ in facts)
-    known = {item.where for item in state.bad}
-    for item in (item for _, _, items in facts for item in items):
-        if item.where not in known:
-            known.add(item.where)
-            state.bad.append(item)
-            trainer.log.line(f"quarantined {item.where}: {item.reason}")
-    limit = trainer.recipe.data.max_bad_fraction
-    num_bad = sum(item.split == "train" for item in state.bad)
-    if num_bad > limit * trainer.num_seen:
-        raise DataError(
-            f"{num_bad} of {trainer.num_seen} training items are bad, more than data.max_bad_fraction={limit:g} "
-            f"allows; they are listed in {trainer.run / 'quarantine.jsonl'}. Mend them, or raise the limit."
-        )
+    long_keys = {key for _, keys, _ in facts for key in keys}
+    if not long_keys <= set(state.long_keys):
+        state.long_keys = sorted({*state.long_keys, *long_keys})
+    _quarantine(trainer, [item for _, _, items in facts for item in items])
     if num_samples == 0:
         raise DataError(f"step {state.step + 1}: every sample of the batch is bad")
     return num_samples
 
 
+def _quarantine(trainer: Trainer, items: Sequence[BadItem]) -> None:
+    """List each bad item once, and stop when there are too many; every rank is given the same items.
+
+    Raises:
+        DataError: more than ``max_bad_fraction`` of a split is bad.
+    """
+    state = trainer.state
+    known = {item.where for item in state.bad}
+    new = [item for item in dict.fromkeys(items) if item.where not in known]
+    for item in new:
+        state.bad.append(item)
+        trainer.log.line(f"quarantined {item.where}: {item.reason}")
+    limit = trainer.recipe.data.max_bad_fraction
+    for split in {item.split for item in new}:
+        num_bad, num_seen = sum(item.split == split for item in state.bad), trainer.num_seen.get(split, 0)
+        if num_bad > limit * num_seen:
+            raise DataError(
+                f"{num_bad} of {num_seen} items of split {split!r} are bad, more than data.max_bad_fraction={limit:g} "
+                f"allows; they are listed in {trainer.run / 'quarantine.jsonl'}. Mend them, or raise the limit."
+            )
+
+
 def _forward_backward(trainer: Trainer, batches: list[Batch]) -> float:
     """Gradients of the whole batch in place; returns its loss."""
-    import torch
-
     trainer.optimizer.zero_grad(set_to_none=True)
+    return float(contrastive_step(trainer.context, batches, trainer.state.step))
+
+
+@contextmanager
+def _memory_advice(trainer: Trainer) -> Iterator[None]:
+    """Turn running out of memory into a message with the micro-batch to set."""
     try:
-        loss = contrastive_step(trainer.context, batches, trainer.state.step)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+        yield
+    except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
-        raise TrainingError(_memory_advice(trainer)) from None
-    return float(loss)
+        raise MemoryExhausted(_smaller_micro_batch(trainer)) from None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -177,7 +210,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _memory_advice(trainer: Trainer) -> str:
+def _smaller_micro_batch(trainer: Trainer) -> str:
     micro = trainer.layout.micro_batch
     share = trainer.layout.batch // trainer.layout.num_ranks
     smaller = max((size for size in range(1, micro) if share % size == 0), default=0)
@@ -253,6 +286,7 @@ def _memory() -> int:
 
 
 def _log(trainer: Trainer, row: dict[str, Any]) -> None:
+    trainer.window = Window()
     trainer.log.metrics(row)
     trainer.log.step(row, trainer.cadence.total, _time_left(trainer, row))
     numbers = {key: value for key, value in row.items() if key != "step"}
@@ -270,7 +304,8 @@ def _validate(trainer: Trainer) -> bool:
     state, name = trainer.state, trainer.recipe.train.best
     if trainer.validate is None:
         return False
-    scores = trainer.validate()
+    scores, bad = trainer.validate()
+    _quarantine(trainer, bad)
     set_modes(trainer.adapted)
     trainer.log.metrics({"step": state.step, "validation": scores})
     trainer.accelerator.log({f"validation/{key}": value for key, value in scores.items()}, step=state.step)

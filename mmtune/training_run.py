@@ -19,10 +19,13 @@ def fit(recipe: "Recipe", *, resume: str = "auto", restart: bool = False) -> Pat
         MmtuneError: whatever the user can mend; see ``mmtune.ground.errors``.
     """
     from mmtune.ground.run_log import RunLog
-    from mmtune.run_folder import open_run
-    from mmtune.run_setup import start_accelerator
+    from mmtune.recipe_schema import check_recipe
+    from mmtune.run_folder import locked, open_run
+    from mmtune.run_setup import refuse_misfit, start_accelerator
 
     accelerator = start_accelerator(recipe)
+    check_recipe(recipe, world_size=accelerator.num_processes)
+    refuse_misfit(recipe)
     start = open_run(recipe, resume=resume, restart=restart)
     run = Path(recipe.output)
     log = RunLog(run)
@@ -30,14 +33,15 @@ def fit(recipe: "Recipe", *, resume: str = "auto", restart: bool = False) -> Pat
         log.line(note)
     if start.finished:
         return run
-    trainer = _prepare(recipe, accelerator, log)
-    if start.checkpoint:
-        _go_on(trainer, start.checkpoint)
-    _train(trainer)
+    with locked(run):
+        trainer = _prepare(recipe, accelerator, log, start.checkpoint)
+        if start.checkpoint:
+            _go_on(trainer, start.checkpoint)
+        _train(trainer)
     return run
 
 
-def _prepare(recipe: "Recipe", accelerator: Any, log: Any) -> Any:
+def _prepare(recipe: "Recipe", accelerator: Any, log: Any, checkpoint: Path | None) -> Any:
     """Data, then backbone, then adapter: what fails cheaply fails first."""
     from mmtune.adapter_liveness import Liveness
     from mmtune.adapters import attach
@@ -46,15 +50,17 @@ def _prepare(recipe: "Recipe", accelerator: Any, log: Any) -> Any:
     from mmtune.ground.kind_folder import kind
     from mmtune.ground.process_group import world_size
     from mmtune.optimizer_setup import make_optimizer, make_schedule
+    from mmtune.run_folder import same_revision
     from mmtune.run_setup import in_steps, make_cadence, make_layout, start_trackers
-    from mmtune.train_data import make_context, make_validation, open_training_data
+    from mmtune.train_data import hash_samples, make_context, make_validation, open_training_data
     from mmtune.train_loop import Trainer
 
     data = open_training_data(recipe, log)
     task = kind("tasks", recipe.task)
     layout = make_layout(recipe, len(task.items(data.train.samples, recipe.data.captions)), world_size())
     cadence = make_cadence(recipe, layout)
-    backbone = load(recipe.backbone, device=accelerator.device)
+    section = same_revision(recipe.backbone, log.folder) if checkpoint else recipe.backbone
+    backbone = load(section, device=accelerator.device)
     adapted = attach(backbone, recipe.adapter, seed=recipe.seed)
     context = make_context(recipe, adapted, task, accelerator)
     limit = backbone.processor.tokenizer.model_max_length
@@ -76,10 +82,11 @@ def _prepare(recipe: "Recipe", accelerator: Any, log: Any) -> Any:
         cadence=cadence,
         log=log,
         liveness=Liveness(adapted),
-        validate=make_validation(recipe, adapted, data.validation, context),
-        num_seen=data.train.num_seen,
+        validate=make_validation(recipe, adapted, data.splits.get("validation"), context),
+        num_seen={split: opened.num_seen for split, opened in data.splits.items()},
     )
     trainer.state.bad.extend(data.bad)
+    trainer.state.weight_hash, trainer.state.data_hash = backbone.weight_hash, hash_samples(data.train.samples)
     return trainer
 
 
@@ -87,13 +94,16 @@ def _go_on(trainer: Any, checkpoint: Path) -> None:
     """Put a checkpoint back.
 
     Raises:
+        CheckpointError: backbone or data are not those that the run began with.
         RecipeError: the run is longer already than the recipe asks for.
     """
     from mmtune.ground.errors import RecipeError
     from mmtune.optimizer_setup import move_schedule
-    from mmtune.run_checkpoint import restore_checkpoint
+    from mmtune.run_checkpoint import refuse_other_inputs, restore_checkpoint
 
+    fresh = trainer.state
     trainer.state = restore_checkpoint(checkpoint, trainer.adapted, trainer.optimizer)
+    refuse_other_inputs(trainer.run, trainer.state, fresh)
     move_schedule(trainer.schedule, trainer.state.step)
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(trainer.state.scaler)
@@ -107,12 +117,13 @@ def _go_on(trainer: Any, checkpoint: Path) -> None:
 def _train(trainer: Any) -> None:
     from mmtune.run_folder import update_manifest, write_quarantine, write_recipe
     from mmtune.run_report import draw_curves
+    from mmtune.run_setup import finish_trackers
     from mmtune.train_data import describe_end, describe_run, describe_start
     from mmtune.train_loop import train
 
     write_recipe(trainer.run, trainer.recipe)
     trainer.log.cut_after(trainer.state.step)
-    update_manifest(trainer.run, status="running", **describe_run(trainer))
+    update_manifest(trainer.run, status="running", scores=None, **describe_run(trainer))
     write_quarantine(trainer.run, trainer.state.bad)
     for line in describe_start(trainer):
         trainer.log.line(line)
@@ -121,7 +132,7 @@ def _train(trainer: Any) -> None:
     finally:
         write_quarantine(trainer.run, trainer.state.bad)
     update_manifest(trainer.run, status="finished", **describe_run(trainer))
-    trainer.accelerator.end_training()
+    finish_trackers(trainer.accelerator)
     if trainer.log.active:
         draw_curves(trainer.run)
     for line in describe_end(trainer):

@@ -1,11 +1,11 @@
 """What the quickstart's figures are worth: the tuned model beside its base, a control and clean print, as one table.
 
     python scripts/measure_quickstart.py runs/quickstart
-    python scripts/measure_quickstart.py runs/quickstart output=/tmp/control data.characters=40 "train.length=5 steps"
+    python scripts/measure_quickstart.py runs/quickstart output=/tmp/small data.characters=40 "train.length=5 steps"
 
 The control is the same recipe on clean print (`data.look=clean`), in RUN-control: what the same steps gain without the
 shifted look. It is trained here unless it is finished already. Everything is scored on the test characters, by the code
-that `mmtune evaluate` uses; overrides change the recipe of the control and the data that is scored.
+that `mmtune evaluate` uses. Overrides change the control's recipe and the data that is scored.
 """
 
 import json
@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from score_glyph_clip import compute_batch_loss
 
-import mmtune
-from mmtune.evaluation_setup import device, embed_opened
-from mmtune.model_loading import attach_target, load_base, resolve
-from mmtune.score_comparison import compare
-from mmtune.scored_split import SplitEmbeddings
-from mmtune.scoring_loop import EncodedBatches, Scores, score_embeddings
-from mmtune.sources import OpenedSplit
-from mmtune.train_data import open_checked
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import mmtune  # noqa: E402
+from mmtune.evaluation_setup import device, embed_opened  # noqa: E402
+from mmtune.model_loading import attach_target, load_base, resolve  # noqa: E402
+from mmtune.score_comparison import compare  # noqa: E402
+from mmtune.scored_split import SplitEmbeddings  # noqa: E402
+from mmtune.scoring_loop import EncodedBatches, Scores, score_embeddings  # noqa: E402
+from mmtune.sources import OpenedSplit  # noqa: E402
+from mmtune.train_data import open_checked  # noqa: E402
+from scripts.score_glyph_clip import compute_batch_loss  # noqa: E402
 
 COLUMNS = ("text_to_image_recall@1", "text_to_image_recall@10", "image_to_text_recall@1")
 LOSS_BATCH = 128
@@ -49,7 +52,7 @@ class Look:
     opened: OpenedSplit
     keep: EncodedBatches
 
-    def measure(self, backbone: Any) -> Measured:
+    def score(self, backbone: Any) -> Measured:
         """Scores, and InfoNCE at the model's own temperature."""
         embeds = embed_opened(backbone, self.opened, self.recipe, "test", self.keep)
         log_scale, _ = backbone.family.temperature(backbone.model)
@@ -66,25 +69,25 @@ def loss_of(embeds: SplitEmbeddings, opened: OpenedSplit, scale: float) -> float
     return compute_batch_loss(scores, positive, scale, min(LOSS_BATCH, len(scores)))
 
 
+def read_recipe(run: Path, overrides: list[str]) -> Any:
+    """The run's recipe with the overrides; `output` is RUN unless they say otherwise."""
+    named = any(override.startswith("output=") for override in overrides)
+    return mmtune.load_recipe(run / "recipe.resolved.json", overrides if named else [f"output={run}", *overrides])
+
+
+def in_look(recipe: Any, look: str, **changes: Any) -> Any:
+    """The recipe in another look."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"look": look}), **changes})
+
+
 def open_look(recipe: Any, look: str) -> Look:
     """The recipe's test characters in another look."""
-    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"look": look})})
+    changed = in_look(recipe, look)
     return Look(changed, open_checked(changed, "test"), EncodedBatches())
 
 
-def read_recipe(run: Path, overrides: list[str]) -> Any:
-    """The run's recipe with the overrides."""
-    return mmtune.load_recipe(run / "recipe.resolved.json", overrides)
-
-
-def train_control(run: Path, overrides: list[str]) -> Path:
-    """The same steps on clean print; nothing happens where that run is finished."""
-    return mmtune.fit(read_recipe(run, [f"output={run}-control", *overrides, "data.look=clean"]))
-
-
-def measure(run: Path, control: Path, overrides: list[str]) -> dict[str, dict[str, Measured]]:
-    """Look -> model -> figures."""
-    recipe = read_recipe(run, overrides)
+def measure(run: Path, control: Path, recipe: Any) -> dict[str, dict[str, Measured]]:
+    """Look -> model -> figures; the base is a fresh load, before anything is attached."""
     looks = {look: open_look(recipe, look) for look in (recipe.data.look, "clean")}
     found: dict[str, dict[str, Measured]] = {look: {} for look in looks}
     for name, folder in (("tuned", run), ("control", control)):
@@ -92,10 +95,10 @@ def measure(run: Path, control: Path, overrides: list[str]) -> dict[str, dict[st
         backbone = load_base(target, device=device())
         if name == "tuned":
             for look, opened in looks.items():
-                found[look]["base"] = opened.measure(backbone)
+                found[look]["base"] = opened.score(backbone)
         attach_target(backbone, target)
         for look, opened in looks.items():
-            found[look][name] = opened.measure(backbone)
+            found[look][name] = opened.score(backbone)
     return found
 
 
@@ -134,11 +137,11 @@ def write_costs(run: Path, control: Path) -> Iterator[str]:
 
 def main(arguments: list[str]) -> None:
     """RUN and overrides in, the table out."""
-    run, overrides = Path(arguments[0]), arguments[1:]
-    control = train_control(run, overrides)
-    found = measure(run, control, overrides)
-    lines = [*write_table(found), "", *write_gains(found, seed=0), *write_costs(run, control)]
-    print("\n" + "\n".join(lines))
+    run = Path(arguments[0])
+    recipe = read_recipe(run, arguments[1:])
+    control = mmtune.fit(in_look(recipe, "clean", output=f"{recipe.output}-control"))
+    found = measure(run, control, recipe)
+    print("\n" + "\n".join([*write_table(found), "", *write_gains(found, recipe.seed), *write_costs(run, control)]))
 
 
 if __name__ == "__main__":

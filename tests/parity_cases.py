@@ -23,6 +23,9 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-6}
 NUM = 256
 MICRO_BATCH = 64
 
+PAIRS = [("clip", "infonce"), ("clip", "sigmoid"), ("siglip", "sigmoid")]
+"""Family of the twin and its loss. Both twins see 32 x 32 pixels."""
+
 
 def make_context(folder: Path, dtype: str, loss: str, *, dropout: float = 0.0) -> StepContext:
     """An adapted twin with non-zero LoRA weights at temperature 100."""

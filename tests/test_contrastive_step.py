@@ -8,15 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_cases import MICRO_BATCH, NUM, TOLERANCE, cut, distance, make_context, make_samples, run
+from parity_cases import MICRO_BATCH, NUM, PAIRS, TOLERANCE, cut, distance, make_context, make_samples, run
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+@pytest.fixture
+def twins(tiny_clip_folder: Path, tiny_siglip_folder: Path) -> dict[str, Path]:
+    """Family -> folder of its tiny twin."""
+    return {"clip": tiny_clip_folder, "siglip": tiny_siglip_folder}
+
+
+@pytest.mark.parametrize(("family", "loss"), PAIRS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_micro_batches_do_not_change_the_loss(tiny_clip_folder: Path, dtype: str, loss: str) -> None:
-    context = make_context(tiny_clip_folder, dtype, loss)
+def test_micro_batches_do_not_change_the_loss(twins: dict[str, Path], dtype: str, family: str, loss: str) -> None:
+    context = make_context(twins[family], dtype, loss)
     samples = make_samples(context)
     whole_loss, whole = run(context, cut(context, samples, 0))
     assert context.num_forwards == 1
@@ -27,6 +33,7 @@ def test_micro_batches_do_not_change_the_loss(tiny_clip_folder: Path, dtype: str
         assert value == pytest.approx(whole_loss, rel=TOLERANCE[dtype])
         assert distance(whole, gradients) <= TOLERANCE[dtype]
     assert set(whole) == set(context.trainable), "every trained tensor has a gradient, the temperature too"
+    assert set(context.backbone.family.FAMILY.temperature) <= set(whole), "SigLIP's bias is trained and compared too"
 
 
 def test_negatives_of_other_micro_batches_do_matter(tiny_clip_folder: Path) -> None:
@@ -64,17 +71,19 @@ def test_dropout_draws_the_same_masks_in_both_passes(tiny_clip_folder: Path) -> 
     assert not torch.equal(original(model, batches[0].inputs), first[0]), "dropout was on"
 
 
-def test_two_ranks_equal_one(tiny_clip_folder: Path, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(twins: dict[str, Path], tmp_path: Path) -> None:
     """One launch of two real processes goes through every case and compares with its own single-rank result."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    script = [str(HERE / "launched" / "parity_on_two_ranks.py"), str(tiny_clip_folder), str(tmp_path / "out.json")]
+    given = [json.dumps({family: str(folder) for family, folder in twins.items()}), str(tmp_path / "out.json")]
+    script = [str(HERE / "launched" / "parity_on_two_ranks.py"), *given]
     done = subprocess.run(
         [*launch, "--main_process_port", "0", *script], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     cases = json.loads((tmp_path / "out.json").read_text())
-    assert len(cases) == 12
+    assert {(case["family"], case["loss_kind"]) for case in cases} == set(PAIRS)
+    assert len(cases) == len(PAIRS) * 2 * 3, "in two number formats, shared in three ways"
     for case in cases:
         assert case["world_size"] == 2
         assert case["gradient_distance"] <= TOLERANCE[case["dtype"]], case

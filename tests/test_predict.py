@@ -104,6 +104,29 @@ def test_bad_images_are_left_out_and_listed(
     assert manifest["bad"][0]["reason"] == "the file is empty" and manifest["failed"][0]["place"] == 2
 
 
+def test_names_that_are_not_utf8(
+    copy: Path, tmp_path: Path, tiny_clip_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Linux takes any bytes for a name: it is written escaped, and nothing stops."""
+    before = rows_of(predict(tiny_clip_folder, copy, output=tmp_path / "before.npy", device="cpu"))
+    strange = copy.rename(tmp_path / "photos\udcff")
+    (strange / "00.png").rename(strange / "caf\udce9.png")
+    (strange / "01.png").rename(strange / "01\udce9.png")
+    (strange / "01\udce9.png").write_bytes(b"")
+    (strange / "02.png").write_bytes((strange / "02.png").read_bytes()[:-100])
+    output = tmp_path / "out\udce9.npy"
+    result = predict(tiny_clip_folder, strange, output=output, device="cpu")
+    rows = rows_of(result)
+    assert np.allclose(rows[r"caf\udce9.png"], before["00.png"], atol=1e-5)  # another batch size: float32 rounding
+    assert len(rows) == len(before) - 2
+    assert [item.where for item in result.bad] == [
+        str(tmp_path / name) for name in (r"photos\udcff/01\udce9.png", r"photos\udcff/02.png")
+    ]
+    assert json.loads(result.manifest.read_text())["source"] == str(strange), "reads back as the bytes that it was"
+    assert r"out\udce9.npy" in capsys.readouterr().out
+    assert predict(tiny_clip_folder, strange, output=output, device="cpu") == result
+
+
 class Interrupted(KeyboardInterrupt):
     """Stands for a kill: nothing in the code under test handles it."""
 

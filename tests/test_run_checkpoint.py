@@ -115,7 +115,9 @@ def test_the_best_by_validation_stands_for_the_run(run: tuple[Path, Any, torch.o
     write_json(run[0] / "manifest.json", {"best_checkpoint": "step-000002"})
     assert choose_checkpoint(run[0]).name == "step-000002"
     damage(run[0] / "checkpoints" / "step-000002" / "state.json", "cut")
-    assert choose_checkpoint(run[0]).name == "step-000003"
+    said: list[str] = []
+    assert choose_checkpoint(run[0], said.append).name == "step-000003"
+    assert len(said) == 1 and "step-000002, the best by validation, is passed over: state.json" in said[0]
 
 
 def test_a_save_that_dies_leaves_the_old_ones(

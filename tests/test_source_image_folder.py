@@ -51,6 +51,23 @@ def test_classes_and_split_folders(tmp_path: Path) -> None:
     assert captions(opened(tmp_path, "validation", caption="bird: {class}")) == {"val/owl/d.png": ("bird: owl",)}
 
 
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """Linux takes any bytes for a name: a file's is written escaped, a class's would be a caption and is bad."""
+    strange = "\udce9"  # the byte of é in Latin-1, as Python reads it
+    draw(tmp_path, f"train/owl/caf{strange}.png", f"train/h{strange}ron/a.png", f"train/h{strange}ron/b{strange}.png")
+    found = opened(tmp_path, max_bad_fraction=0.9)
+    assert captions(found) == {r"train/owl/caf\udce9.png": ("a photo of a owl",)}
+    assert found.samples[0].image.read().size == (4, 4), "the reference keeps the name's bytes"
+    assert {item.reason for item in found.bad} == {
+        r"caption is not UTF-8: column 'class' holds 'h\udce9ron'; rename the folder"
+    }
+    assert [Path(item.where).name for item in found.bad] == ["a.png", r"b\udce9.png"]
+    by_column = opened(tmp_path, caption="class", max_bad_fraction=0.9)
+    assert by_column.bad == found.bad
+    by_hash = opened(tmp_path / "train", split={"test": "0%", "by": "class"}, max_bad_fraction=0.9)
+    assert list(captions(by_hash)) == [r"owl/caf\udce9.png"]
+
+
 @pytest.mark.parametrize("name", ["validation", "val", "valid"])
 def test_names_of_the_validation_folder(tmp_path: Path, name: str) -> None:
     draw(tmp_path, "train/a/1.png", f"{name}/a/2.png", "test/a/3.png")

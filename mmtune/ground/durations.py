@@ -40,7 +40,7 @@ class Span:
         if self.unit == "%":
             if total_steps is None:
                 raise ValueError(f"{self} needs a run length to be a share of")
-            return math.ceil(total_steps * self.amount / 100)
+            return math.ceil(round(total_steps * self.amount / 100, 9))
         per_unit = {"steps": 1.0, "epochs": float(steps_per_epoch), "samples": 1.0 / batch}[self.unit]
         return math.ceil(round(self.amount * per_unit, 9))
 

@@ -23,3 +23,7 @@ class CheckpointError(MmtuneError):
 
 class TrainingError(MmtuneError):
     """A run that was stopped because going on would only waste time: non-finite values, dead parts, no memory."""
+
+
+class MemoryExhausted(TrainingError):
+    """One rank ran out of memory; the others do not know, so that rank has to say it."""

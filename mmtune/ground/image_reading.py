@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from mmtune.ground.errors import DataError
+from mmtune.ground.records import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,7 @@ class ImageFile:
     """A reference to an image file: nothing is opened before `read`.
 
     Attributes:
-        path: as the user wrote it, for reports.
+        path: as the user wrote it.
         key: the resolved path, so that one file under two names (links, ``./``) is one image.
     """
 
@@ -85,7 +86,7 @@ class ImageFile:
     @property
     def where(self) -> str:
         """The path, for people."""
-        return self.path
+        return printable(self.path)
 
     def read(self) -> "Image":
         """The decoded RGB image.

@@ -99,3 +99,11 @@ def broadcast_object(value: Any) -> Any:
 def any_rank(flag: bool) -> bool:
     """Whether ``flag`` holds on at least one rank; the same answer everywhere."""
     return any(gather_objects([flag]))
+
+
+def leave() -> None:
+    """Take the process group down at the end of a launched process."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

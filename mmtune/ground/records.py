@@ -57,8 +57,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class BadItem:
-    """Something that was quarantined: ``where`` (file:line, path or sample id) and ``reason``."""
+    """Something that was quarantined: ``where`` (file:line, path or sample id) and ``reason``, both `printable`."""
 
     where: str
     reason: str
     split: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", printable(self.where))
+        object.__setattr__(self, "reason", printable(self.reason))
+
+
+def printable(text: str) -> str:
+    """Text that every file and terminal takes: ``\\udce9`` in letters where a file's name is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

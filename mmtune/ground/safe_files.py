@@ -67,7 +67,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinity are refused because they are not JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a path that is not UTF-8: escaped, it reads back as it was
+        text = json.dumps(value, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -157,10 +162,9 @@ def sweep_leftovers(folder: Path, name: str | None = None) -> list[Path]:
     if not folder.is_dir():
         return []
     swept = []
-    for path in sorted(folder.iterdir(), key=_last_change, reverse=True):  # of several, the newest is renamed back
-        match = LEFTOVER.fullmatch(path.name)
-        if match is None or name not in (None, match["name"]) or _is_running(match["pid"]):
-            continue
+    left = [(path, match) for path in folder.iterdir() if (match := LEFTOVER.fullmatch(path.name))]
+    mine = [one for one in left if name in (None, one[1]["name"]) and not _is_running(one[1]["pid"])]
+    for path, match in sorted(mine, key=_last_change, reverse=True):  # of several, the newest is renamed back
         final = folder / match["name"]
         if match["kind"] == "old" and not final.exists():
             os.replace(path, final)
@@ -174,8 +178,8 @@ def sweep_leftovers(folder: Path, name: str | None = None) -> list[Path]:
     return swept
 
 
-def _last_change(path: Path) -> float:
-    return path.lstat().st_mtime
+def _last_change(left: tuple[Path, re.Match[str]]) -> float:
+    return left[0].lstat().st_mtime
 
 
 def _is_running(pid: str | None) -> bool:

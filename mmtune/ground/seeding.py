@@ -6,9 +6,12 @@ import numpy as np
 
 
 def seed_for(seed: int, *names: object) -> int:
-    """A 63-bit seed that depends on ``seed`` and every name, the same on every machine and Python."""
+    """A 63-bit seed that depends on ``seed`` and every name, the same on every machine and Python.
+
+    Names of files that are not UTF-8 are welcome: Python reads their bytes as lone surrogates.
+    """
     text = "\x1f".join([str(seed), *map(str, names)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
 
 def generator_for(seed: int, *names: object) -> np.random.Generator:
@@ -22,10 +25,13 @@ def fraction_for(name: str, salt: str = "") -> float:
 
 
 def text_key(text: str) -> int:
-    """A 63-bit identity of a caption: equal for captions that differ only in unicode form or outer spaces.
+    """A 63-bit identity of a caption: equal for captions that differ only in unicode form, case or white space.
+
+    The tokenizers of CLIP and SigLIP read those alike, so that their embeddings are equal and no loss or score could
+    tell them apart: "Red Shirt" and "red  shirt" are one caption.
 
     Source: collisions are below 1e-7 for a million captions (birthday bound at 2**63).
     """
     import unicodedata
 
-    return seed_for(0, "text", unicodedata.normalize("NFC", text).strip())
+    return seed_for(0, "text", " ".join(unicodedata.normalize("NFC", text).lower().split()))

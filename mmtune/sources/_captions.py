@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mmtune.ground.records import printable
 from mmtune.ground.seeding import text_key
 from mmtune.sources._table import is_missing
 
@@ -91,7 +92,7 @@ def _problem(value: Any, column: str) -> str | None:
         return f"empty caption: column '{column}'"
     if not isinstance(value, str):
         return f"caption is not text: column '{column}' holds a {type(value).__name__}"
-    return None
+    return _not_utf8(value, column)
 
 
 def _filled(values: dict[str, Any], pieces: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -103,6 +104,15 @@ def _filled(values: dict[str, Any], pieces: tuple[str, ...]) -> tuple[list[str],
             problems.append(f"empty caption: column '{piece}' of the template")
         elif isinstance(value, (list, dict)):
             problems.append(f"caption is not text: column '{piece}' of the template holds a {type(value).__name__}")
+        elif index % 2 and isinstance(value, str) and (problem := _not_utf8(value, piece)):
+            problems.append(problem)
         else:
             caption += str(value).strip() if index % 2 else piece
     return ([], problems) if problems else ([caption.strip()], [])
+
+
+def _not_utf8(value: str, column: str) -> str | None:
+    """The name of a class is that of a folder, which may be any bytes."""
+    if printable(value) == value:
+        return None
+    return f"caption is not UTF-8: column '{column}' holds '{value}'; rename the folder"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_reading import ImageFile, check_header
-from mmtune.ground.records import BadItem, Sample
+from mmtune.ground.records import BadItem, Sample, printable
 from mmtune.sources import OpenedSplit
 from mmtune.sources._captions import CaptionRule, captions_of, distinct
 from mmtune.sources._splits import HashSplit, SplitName, join_groups, most_held_out, split_name
@@ -196,7 +196,7 @@ def merge_pairs(pairs: Iterable[Pair], quarantine: Quarantine) -> dict[SplitName
     owners: dict[str, str] = {}
     for rows in by_image.values():
         first = rows[0]
-        identity = first.id or first.name
+        identity = printable(first.id or first.name)
         if identity in owners:
             reason = f"id occurs twice: '{identity}' is another image in {owners[identity]}"
             quarantine.add(first.where, reason, first.split)
@@ -206,8 +206,8 @@ def merge_pairs(pairs: Iterable[Pair], quarantine: Quarantine) -> dict[SplitName
             id=identity,
             image=first.image,
             captions=tuple(distinct(caption for row in rows for caption in row.captions)),
-            group=first.group,
-            columns=first.columns,
+            group=printable(first.group),
+            columns={name: printable(value) for name, value in first.columns.items()},
         )
         samples.setdefault(first.split, []).append(sample)
     return samples

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from parity_cases import MICRO_BATCH, NUM, cut, distance, make_batch, make_context, make_samples, run
+from parity_cases import MICRO_BATCH, NUM, PAIRS, cut, distance, make_batch, make_context, make_samples, run
 
 from mmtune.ground import process_group
 
@@ -24,13 +24,13 @@ def alone(function, *arguments):  # type: ignore[no-untyped-def]
         process_group._distributed = original
 
 
-def main(folder: Path, output: Path) -> None:
+def main(folders: dict[str, str], output: Path) -> None:
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     cases = []
     for dtype in ("float64", "float32"):
-        for loss in ("infonce", "sigmoid"):
-            context = make_context(folder, dtype, loss)
+        for family, loss in PAIRS:
+            context = make_context(Path(folders[family]), dtype, loss)
             samples = make_samples(context)
             single_loss, single = alone(run, context, cut(context, samples, 0))
             for name, first in SHARES.items():
@@ -42,6 +42,7 @@ def main(folder: Path, output: Path) -> None:
                 cases.append(
                     {
                         "dtype": dtype,
+                        "family": family,
                         "loss_kind": loss,
                         "share": name,
                         "world_size": process_group.world_size(),
@@ -58,4 +59,4 @@ def main(folder: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
