@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from mmtune.export_run import merge
     from mmtune.metrics import metric
     from mmtune.model_loading import load
+    from mmtune.predict_run import predict
     from mmtune.recipe_schema import Recipe, load_recipe
     from mmtune.training_run import fit
 
 __version__ = "0.1.0"
 
-__all__ = ["Recipe", "__version__", "fit", "load", "load_recipe", "merge", "metric", "score"]
+__all__ = ["Recipe", "__version__", "fit", "load", "load_recipe", "merge", "metric", "predict", "score"]
 
 _HOMES = {
     "Recipe": "recipe_schema",
@@ -37,6 +38,7 @@ _HOMES = {
     "load_recipe": "recipe_schema",
     "merge": "export_run",
     "metric": "metrics",
+    "predict": "predict_run",
     "score": "evaluation_run",
 }
 

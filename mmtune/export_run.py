@@ -37,12 +37,13 @@ def merge(
         RecipeError: an option that makes no sense, or an output that holds something else.
     """
     from mmtune import merge_building as building
-    from mmtune.ground.safe_files import whole_folder
+    from mmtune.ground.safe_files import sweep_leftovers, whole_folder
     from mmtune.model_loading import resolve
 
     target = resolve(run)
     folder = _output_folder(target, output)
     number_format = _check_options(target, base, dtype)
+    sweep_leftovers(folder.resolve().parent, folder.resolve().name)
     building.check_output(folder)
     samples, where = building.open_samples(target.recipe or recipe)
     merged = building.fold(target, samples, scale=scale, full=base == "full", dtype=number_format)

@@ -11,7 +11,7 @@ from mmtune import merge_proof
 from mmtune.backbones._quiet_loading import quiet
 from mmtune.ground.errors import CheckpointError, RecipeError
 from mmtune.ground.records import Sample
-from mmtune.ground.safe_files import file_hash, write_json
+from mmtune.ground.safe_files import file_hash, files_below, write_json
 from mmtune.model_loading import Target, attach_target, load_base
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
 
 REPORT = "merge_report.json"
+
+NOT_MERGED = ("optimizer", "rng")
+"""What a checkpoint holds beside what was trained."""
 
 NUM_SCORED = 512
 """Samples scored where merging a quantized run changes the model."""
@@ -60,8 +63,10 @@ def check_output(folder: Path) -> None:
     """Refuse to replace anything but an earlier merge.
 
     Raises:
-        RecipeError: the folder holds something else.
+        RecipeError: the folder holds something else, or is the one that the process stands in.
     """
+    if folder.is_dir() and Path.cwd().is_relative_to(folder.resolve()):
+        raise RecipeError(f"{folder} is the folder you are in, and it would be replaced: name one inside it with -o")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT).is_file()):
         raise RecipeError(f"{folder} is there already and is no earlier merge: name another folder with -o")
 
@@ -263,12 +268,11 @@ def _quantized(merge: Merge) -> dict[str, Any]:
 
 
 def write_report(folder: Path, merge: Merge, proof: dict[str, Any], copied: dict[str, str], samples: str) -> None:
-    """merge_report.json: what was merged, into what, and what the proof measured."""
-    target = merge.target
+    """merge_report.json: what was merged, into what, and what the proof measured; no path of this machine."""
     report = {
         "format": 1,
-        "merged": {"run": str(target.run) if target.run else None, "folder": str(target.folder)},
-        "backbone": merge.backbone.record(),
+        "merged": _what_was_merged(merge.target),
+        "backbone": {**merge.backbone.record(), "id": merge.backbone.description.short_id},
         "scale": merge.scale,
         "dtype": merge.dtype,
         "samples": {"from": samples, "count": len(merge.embedded["base"]["image"])},
@@ -276,3 +280,15 @@ def write_report(folder: Path, merge: Merge, proof: dict[str, Any], copied: dict
         "copied": copied,
     }
     write_json(folder / REPORT, report)
+
+
+def _what_was_merged(target: Target) -> dict[str, Any]:
+    """The run's name, the adapter's folder within it (or its name), and the hashes of what was trained."""
+    assert target.folder is not None, "a model has nothing to merge"
+    folder, run = target.folder.resolve(), target.run.resolve() if target.run else None
+    trained = [path for path in files_below(folder) if path.suffix == ".safetensors" and path.stem not in NOT_MERGED]
+    return {
+        "run": run.name if run else None,
+        "folder": folder.relative_to(run).as_posix() if run else folder.name,
+        "sha256": {path.relative_to(folder).as_posix(): file_hash(path) for path in trained},
+    }

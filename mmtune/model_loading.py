@@ -70,11 +70,13 @@ def resolve(target: "str | Path | Recipe") -> Target:
 
 
 def _of_run(kind: Literal["run", "checkpoint"], run: Path, checkpoint: Path) -> Target:
+    from mmtune.recipe_paths import anchored
     from mmtune.recipe_schema import recipe_from_json
 
     recipe = recipe_from_json(read_json(run / RECIPE_FILE), str(run / RECIPE_FILE))
-    manifest = run / "manifest.json"
-    noted = (read_json(manifest).get("backbone") or {}) if manifest.is_file() else {}
+    manifest = read_json(run / "manifest.json") if (run / "manifest.json").is_file() else {}
+    noted = manifest.get("backbone") or {}
+    recipe = anchored(recipe, Path(manifest.get("started_in", ".")))
     section = recipe.backbone
     if noted.get("commit"):
         section = section.model_copy(update={"revision": noted["commit"]})
@@ -137,21 +139,20 @@ def attach_target(backbone: "Backbone", target: Target) -> "Adapted":
     return adapted
 
 
-def load_model(target: "str | Path | Recipe", *, device: str = "cpu", fresh_base: bool = False) -> "Backbone":
+def load_model(target: "str | Path | Recipe", *, device: str = "cpu") -> "Backbone":
     """The model a name stands for, ready to embed, with its processor.
 
     Args:
         target: run folder (its best checkpoint), checkpoint folder, folder of a peft adapter, model folder, hub id,
             ``builtin:NAME``, or a recipe (its run).
         device: where it goes.
-        fresh_base: leave the adapter out: the untouched backbone.
 
     Raises:
         CheckpointError, BackboneError: what is there cannot be used; the message says why.
     """
     found = resolve(target)
     backbone = load_base(found, device=device)
-    if found.folder is not None and not fresh_base:
+    if found.folder is not None:
         attach_target(backbone, found)
     return backbone
 

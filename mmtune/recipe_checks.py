@@ -30,9 +30,8 @@ class AbsentKeyError(LookupError):
 class PartialSection:
     """The sound keys of a section that has mistakes."""
 
-    def __init__(self, values: dict[str, Any], given: set[str]) -> None:
+    def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
-        self.model_fields_set = given
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -45,7 +44,7 @@ class PartialSection:
 def view_valid_parts(section: SectionClass, values: Any) -> Any:
     """The section, or as much of it as is sound, with its defaults."""
     if not isinstance(values, dict):
-        return PartialSection({}, set())
+        return PartialSection({})
     sound: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         if name not in values:
@@ -58,7 +57,7 @@ def view_valid_parts(section: SectionClass, values: Any) -> Any:
             inner = _chosen(sections_in(field.annotation), values[name])
             if inner is not None:
                 sound[name] = view_valid_parts(inner, values[name])
-    return PartialSection(sound, set(sound) & set(values))
+    return PartialSection(sound)
 
 
 def _validator(field: FieldInfo) -> TypeAdapter[Any]:

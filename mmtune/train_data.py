@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.contrastive_step import StepContext
@@ -136,6 +137,7 @@ def describe_run(trainer: Any) -> dict[str, Any]:
     recipe, adapted, state = trainer.recipe, trainer.adapted, trainer.state
     trained = sum(part.num_trainable for part in adapted.parts)
     return {
+        "started_in": str(Path.cwd()),
         "versions": versions(),
         "backbone": {**adapted.backbone.record(), "revision": recipe.backbone.revision},
         "adapter": recipe.adapter.kind,

@@ -102,6 +102,18 @@ def test_the_config_names_every_module_in_full_and_in_order(tiny_clip_folder: Pa
     assert config["base_model_name_or_path"] == str(tiny_clip_folder)
 
 
+def test_the_config_names_the_backbone_as_the_recipe_does(
+    tiny_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft needs the name to load it; a relative one stays relative, so that no path of this machine is shared."""
+    monkeypatch.chdir(tiny_clip_folder.parent)
+    for name in (tiny_clip_folder.name, "builtin:glyph-clip"):
+        save(adapted_of(Path(name), LORA), tmp_path)
+        text = (tmp_path / "adapter" / "adapter_config.json").read_text()
+        assert json.loads(text)["base_model_name_or_path"] == name
+        assert str(tiny_clip_folder.parent) not in text
+
+
 # --- adapters made elsewhere
 
 

@@ -17,12 +17,17 @@ from PIL import Image
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
 HERE = Path(__file__).parent
 STEPS = 9
-CASES = {
+EVALUATED = ["train.evaluate_every=2 steps", "data.split={validation: 30%, test: 5%}"]
+HEADS = ["adapter={kind: head_only, parts: [vision, text]}", "train.workers=2"]
+NOTHING_RANDOM = ["adapter.dropout=0.0", "data.augment={crop: null, flip: false, colour: 0}"]
+CASES: dict[str, dict[str, Any]] = {
     "plain": {"kill_at": 5},
     "before_the_first_checkpoint": {"kill_at": 2},
     "workers": {"kill_at": 7, "overrides": ["train.workers=2"]},
     "in_the_middle_of_a_save": {"kill_at": 6, "kill_in_save": 3},
     "two_ranks": {"kill_at": 5, "ranks": 2},
+    "evaluated": {"kill_at": 5, "overrides": EVALUATED},
+    "heads_on_two_ranks": {"kill_at": 8, "ranks": 2, "overrides": [*EVALUATED, *HEADS]},
 }
 """Case -> how it is killed. Checkpoints are written every third step, so 5 and 7 lose steps that were done."""
 
@@ -99,13 +104,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> di
     plan["no dropout"] = spec("no dropout", *one_step, "adapter.dropout=0.0")
     plan["no augmentation"] = spec("no augmentation", *one_step, "data.augment={crop: null}")
     plan["another seed"] = spec("another seed", *one_step, "seed=5")
+    plan["one rank"] = spec("one rank", *NOTHING_RANDOM)
+    plan["two ranks"] = spec("two ranks", *NOTHING_RANDOM, ranks=2)
     plan["longer"] = spec("longer", "train.workers=2", f"train.length={STEPS + 2} steps", run="workers.whole")
     plan["restarted"] = spec("restarted", run="before_the_first_checkpoint.whole", fit={"restart": True})
     plan["not finite"] = spec("not_finite", poison_at=4)
     plan["not finite on two ranks"] = spec("not_finite_two", poison_at=2, ranks=2)
     file = folder / "plan.json"
     file.write_text(json.dumps(list(plan.values())))
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, str(HERE / "launched" / "killed_runs.py"), str(file)]
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -117,6 +124,13 @@ def losses(run: Path) -> dict[int, tuple[float, float, float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found = {row["step"]: (row["loss"], row["grad_norm"], row["learning_rate"]) for row in rows if "loss" in row}
     assert len(found) == sum("loss" in row for row in rows), "no step is logged twice"
+    return found
+
+
+def validations(run: Path) -> dict[int, dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {row["step"]: row["validation"] for row in rows if "validation" in row}
+    assert len(found) == sum("validation" in row for row in rows), "no step is scored twice"
     return found
 
 
@@ -135,7 +149,8 @@ def test_goes_on_bit_for_bit(runs: dict[str, Any], name: str) -> None:
     assert losses(resumed) == {step: row for step, row in losses(whole).items() if step <= STEPS}
     assert sorted(losses(resumed)) == list(range(1, STEPS + 1))
     expected = checkpoint_bytes(whole, STEPS)
-    assert {"adapter/adapter_model.safetensors", "optimizer.safetensors", "temperature.safetensors"} <= set(expected)
+    trained = "trained.safetensors" if name.startswith("heads") else "adapter/adapter_model.safetensors"
+    assert {trained, "optimizer.safetensors", "temperature.safetensors"} <= set(expected)
     assert checkpoint_bytes(resumed, STEPS) == expected
 
 
@@ -148,6 +163,33 @@ def test_something_in_the_run_is_random(runs: dict[str, Any]) -> None:
     assert checkpoint_bytes(runs["folder"] / "plain.whole", STEPS - 3) != checkpoint_bytes(
         runs["folder"] / "plain.whole", STEPS
     )
+
+
+@pytest.mark.parametrize("name", ["evaluated", "heads_on_two_ranks"])
+def test_the_best_checkpoint_is_that_of_the_uninterrupted_run(runs: dict[str, Any], name: str) -> None:
+    whole, resumed = (runs["folder"] / f"{name}.{which}" for which in ("whole", "killed"))
+    assert validations(resumed) == validations(whole)
+    assert sorted(validations(whole)) == [2, 4, 6, 8, STEPS]
+    manifests = [json.loads((run / "manifest.json").read_text()) for run in (whole, resumed)]
+    for key in ("best_checkpoint", "validation", "steps"):
+        assert manifests[0][key] == manifests[1][key] and manifests[0][key] is not None, key
+    best = int(manifests[0]["best_checkpoint"].removeprefix("step-"))
+    assert checkpoint_bytes(resumed, best) == checkpoint_bytes(whole, best) != {}
+    score = {step: values["text_to_image_recall@1"] for step, values in validations(whole).items()}
+    assert score[best] == max(score.values()) == manifests[0]["validation"]["text_to_image_recall@1"]
+    kept = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, resumed)]
+    assert kept[0] == kept[1]
+
+
+def test_ranks_change_no_loss_where_nothing_is_random(runs: dict[str, Any]) -> None:
+    """The same batches on one rank and on two: only the order of sums differs, and the optimizer carries that on."""
+    assert runs["codes"]["one rank"] == runs["codes"]["two ranks"] == 0, runs["output"][-2000:]
+    one, two = (losses(runs["folder"] / name) for name in ("one rank", "two ranks"))
+    assert sorted(one) == sorted(two) == list(range(1, STEPS + 1))
+    for step, (loss, norm, rate) in one.items():
+        assert two[step] == (pytest.approx(loss, rel=1e-5), pytest.approx(norm, rel=1e-4), rate), step
+    with_dropout = [losses(runs["folder"] / f"{name}.whole")[STEPS][0] for name in ("plain", "two_ranks")]
+    assert with_dropout[0] != pytest.approx(with_dropout[1], rel=1e-4), "with dropout every rank draws its own masks"
 
 
 def test_workers_change_nothing(runs: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ ROWS: list[tuple[int, tuple[str, ...]]] = [
     (3, ("recipe_keys",)),
     (3, ("recipe_checks", "recipe_errors")),
     (3, ("recipe_schema",)),
+    (3, ("recipe_paths",)),
     (4, ("batch_building", "optimizer_setup", "adapter_liveness", "scored_split", "merge_proof", "fresh_reload")),
     (4, ("recipe_shelf", "run_report", "embedding_files", "embedding_input")),
     (4, ("contrastive_step", "run_checkpoint", "scoring_loop", "retrieval_picture")),

@@ -1,6 +1,7 @@
 """Adapted = merged = reloaded by a process that knows nothing of us, and not equal to the base."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from adapter_examples import KINDS, LORA, backbone_of, embeddings, make_run, sam
 from mmtune import fresh_reload, merge_building, merge_proof
 from mmtune.export_run import merge
 from mmtune.ground.errors import CheckpointError, RecipeError
-from mmtune.ground.safe_files import load_tensors, read_json, save_tensors
+from mmtune.ground.safe_files import file_hash, load_tensors, read_json, save_tensors
 from mmtune.merge_building import Merge, fold, prove_all, write_folder
 from mmtune.model_loading import resolve
 
@@ -211,6 +212,29 @@ def test_only_an_earlier_merge_is_replaced(run: Path, tmp_path: Path, monkeypatc
     assert (report["scale"], report["dtype"], report["samples"]) == (1.0, "float32", {"from": "drawn", "count": 6})
 
 
+def test_the_folder_one_stands_in_is_not_replaced(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_the_fresh_process(monkeypatch)
+    (tmp_path / "empty" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "inside")
+    for output in (".", "..", tmp_path / "empty"):
+        with pytest.raises(RecipeError, match="is the folder you are in, and it would be replaced"):
+            merge(run, output=output)
+    assert merge(run, output="../merged") == Path("../merged")
+    assert (tmp_path / "empty" / "merged" / "merge_report.json").is_file()
+
+
+def test_an_earlier_merge_that_a_kill_moved_aside_comes_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then, as always, only an earlier merge is replaced, and what belongs to others stays."""
+    skip_the_fresh_process(monkeypatch)
+    (run / f".merged.{os.getpid()}.old").mkdir()
+    (run / f".merged.{os.getpid()}.old" / "thesis.tex").write_text("years of work")
+    (run / f".other.{os.getpid()}.part").mkdir()
+    with pytest.raises(RecipeError, match="is no earlier merge"):
+        merge(run)
+    assert left_over(run) == {"merged", f".other.{os.getpid()}.part"}
+    assert (run / "merged" / "thesis.tex").is_file()
+
+
 def test_options_that_make_no_sense(run: Path, tiny_clip_folder: Path) -> None:
     with pytest.raises(RecipeError, match="not quantized.*\n.*write one of float32"):
         merge(run, base="full", dtype="int8")
@@ -241,11 +265,27 @@ def test_a_process_that_knows_us_is_not_fresh(tmp_path: Path, capsys: pytest.Cap
     assert "imported" in capsys.readouterr().err and "mmtune" in fresh_reload.FORBIDDEN
 
 
+def check_that_it_can_be_shared(folder: Path, report: dict[str, Any], backbone: Path, run: Path) -> None:
+    """No path of this machine stands in any file, and yet the report says what was merged."""
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert str(run.parent).encode() not in content and str(backbone.parent).encode() not in content, path.name
+    assert (report["backbone"]["id"], report["backbone"]["weight_hash"]) == (
+        backbone.name,
+        backbone_of(backbone).weight_hash,
+    )
+    merged, checkpoint = report["merged"], run / "checkpoints" / "step-000001"
+    assert (merged["run"], merged["folder"]) == (run.name, "checkpoints/step-000001")
+    files = ["adapter/adapter_model.safetensors", "temperature.safetensors"]
+    assert merged["sha256"] == {name: file_hash(checkpoint / name) for name in files}
+
+
 def test_a_run_is_merged_end_to_end_on_its_own_data(tiny_clip_folder: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"id": str(tiny_clip_folder)}, LORA)
     folder = merge(run)
     report = json.loads((folder / "merge_report.json").read_text())
     assert report["samples"]["from"] == "glyphs, split test" and report["reload"]["gap"] < 1e-5
+    check_that_it_can_be_shared(folder, report, tiny_clip_folder, run)
     from transformers import CLIPModel
 
     reloaded = CLIPModel.from_pretrained(folder)

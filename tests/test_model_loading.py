@@ -13,7 +13,7 @@ from mmtune.adapters import merge_into, save
 from mmtune.ground.errors import BackboneError, CheckpointError
 from mmtune.ground.safe_files import load_tensors, read_json, save_tensors, write_json
 from mmtune.merge_proof import encode_samples
-from mmtune.model_loading import load_model, resolve
+from mmtune.model_loading import load_base, load_model, resolve
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_all_names_lead_to_the_adapted_model(tiny_clip_folder: Path, run: Path, 
         assert resolve(name).kind == kind
         # merged weights round once more than the adapter beside them: 1e-5 on unit embeddings
         assert (embeddings(load_model(name), inputs) - wanted).abs().max() < (1e-5 if kind == "model" else 1e-9), kind
-        fresh = embeddings(load_model(name, fresh_base=True), inputs)
+        fresh = embeddings(load_base(resolve(name)), inputs)
         assert torch.equal(fresh, bare) == (kind != "model")
     assert torch.equal(embeddings(load_model(str(tiny_clip_folder)), inputs), bare)
     recipe = resolve(run).recipe
@@ -55,7 +55,7 @@ def test_the_temperature_of_a_run_is_loaded(tiny_siglip_folder: Path, tmp_path: 
     run = make_run(tmp_path / "run", {"id": str(tiny_siglip_folder)}, LORA)
     stored = load_tensors(next(run.glob("checkpoints/*/temperature.safetensors")))
     model: Any = load_model(run).model
-    base: Any = load_model(run, fresh_base=True).model
+    base: Any = load_base(resolve(run)).model
     for name, value in stored.items():
         assert torch.equal(getattr(model, name), value) and not torch.equal(getattr(base, name), value)
 

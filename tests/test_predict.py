@@ -1,7 +1,10 @@
 """Prediction: rows belong to their ids, interruptions cost nothing, and nothing that is bad is hidden."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +107,11 @@ def test_bad_images_are_left_out_and_listed(
     assert manifest["bad"][0]["reason"] == "the file is empty" and manifest["failed"][0]["place"] == 2
 
 
+ANY_BYTES = sys.platform == "linux"
+"""Whether a file's name may be any bytes; elsewhere it is Unicode."""
+
+
+@pytest.mark.skipif(not ANY_BYTES, reason="file names are Unicode here")
 def test_names_that_are_not_utf8(
     copy: Path, tmp_path: Path, tiny_clip_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +133,23 @@ def test_names_that_are_not_utf8(
     assert json.loads(result.manifest.read_text())["source"] == str(strange), "reads back as the bytes that it was"
     assert r"out\udce9.npy" in capsys.readouterr().out
     assert predict(tiny_clip_folder, strange, output=output, device="cpu") == result
+
+
+def test_the_command_in_a_process_of_its_own(copy: Path, tmp_path: Path, tiny_clip_folder: Path) -> None:
+    """Whatever the names are, what is said and written is UTF-8."""
+    here = predict(tiny_clip_folder, copy, output=tmp_path / "here.npy", batch=4, device="cpu")
+    if ANY_BYTES:
+        (copy / "00.png").rename(copy / "00\udce9.png")
+    command = ["predict", str(tiny_clip_folder), str(copy), "-o", str(tmp_path / "there.npy"), "--batch", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(predict_run.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "mmtune.command_line", *command], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert "there.npy: 11 image embeddings, 0 left out" in done.stdout.decode("utf-8")
+    assert np.array_equal(np.load(tmp_path / "there.npy"), np.load(here.embeddings))
+    ids = json.loads((tmp_path / "there.ids.json").read_text())
+    assert ids == [r"00\udce9.png" if ANY_BYTES else "00.png", *json.loads(here.ids.read_text())[1:]]
 
 
 class Interrupted(KeyboardInterrupt):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,6 +81,7 @@ with torch.no_grad():
 assert torch.allclose(ours, theirs, atol=1e-5), (ours - theirs).abs().max()
 top = recall.compute(predictions=[[0.1, 0.9], [0.8, 0.2]], references=[[1], [1]], k=1)
 assert top == {"text_to_image_recall": 0.5}, top
+assert found.num_rows == 1 and found.ids.read_text().split('"')[1] == "white.png"
 """
 
 
@@ -89,6 +91,8 @@ def test_shown_python_runs(tmp_path: Path) -> None:
     program = "".join(blocks("python")).replace('"output=runs/from_python"', overrides)
     assert overrides in program
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "photos" / "white.png")
     (tmp_path / "shown.py").write_text(program + CHECKS)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

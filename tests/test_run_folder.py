@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_runs import small_recipe
 
-from mmtune.ground.errors import CheckpointError, RecipeError
+from mmtune.ground.errors import CheckpointError, DataError, RecipeError
 from mmtune.ground.safe_files import read_json
 from mmtune.run_folder import LOCK, RESOLVED, differing_keys, locked, open_run, same_revision, write_recipe
 from mmtune.training_run import fit
@@ -61,6 +61,25 @@ def test_other_data_or_weights_are_not_gone_on_with(tmp_path: Path, tiny_clip_fo
     assert fit(longer) == run and read_json(run / "manifest.json")["steps"] == 6
     with pytest.raises(RecipeError, match="trained for 6 steps already"):
         fit(small_recipe(tmp_path, tiny_clip_folder, "train.length=5 steps"))
+
+
+def test_a_run_is_found_from_anywhere(
+    tmp_path: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths mean the folder that the run was started in."""
+    from mmtune.model_loading import resolve
+    from mmtune.sources import open_split
+
+    monkeypatch.chdir(tmp_path)
+    recipe = small_recipe(tmp_path, tiny_clip_folder, data={"path": "pairs.jsonl", "images": "images"})
+    run = fit(recipe)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(DataError):
+        open_split(recipe.data, "test", seed=0)
+    found = resolve(run).recipe
+    assert found is not None and open_split(found.data, "test", seed=0).samples
+    assert read_json(run / RESOLVED)["data"]["path"] == "pairs.jsonl", "what ran is kept as it was written"
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:

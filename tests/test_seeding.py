@@ -23,7 +23,7 @@ def test_names_that_are_not_utf8_have_seeds(name: str) -> None:
 @pytest.mark.parametrize(
     "other", ["Red Shirt", "red  shirt", " red shirt\n", "red\tshirt", "RED\u00a0SHIRT", "red\u3000shirt"]
 )
-def test_captions_that_tokenizers_read_alike_are_one(other: str) -> None:
+def test_captions_that_say_the_same_are_one(other: str) -> None:
     assert text_key(other) == text_key("red shirt")
 
 

@@ -104,6 +104,12 @@ class Description:
     num_layers: dict[str, int]
     section: Section
 
+    @property
+    def short_id(self) -> str:
+        """For what is shared: the id, of a folder its name alone."""
+        is_folder = self.commit is None and not self.id.startswith("builtin:")
+        return self.folder.resolve().name if is_folder else self.id
+
 
 @dataclass
 class Backbone:

@@ -6,6 +6,7 @@
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import GetPydanticSchema
@@ -23,7 +24,8 @@ class Span:
     unit: str
 
     def __str__(self) -> str:
-        amount = f"{self.amount:g}" if self.amount != int(self.amount) else str(int(self.amount))
+        whole = self.amount == int(self.amount)
+        amount = str(int(self.amount)) if whole else f"{Decimal(repr(self.amount)):f}"
         return f"{amount}%" if self.unit == "%" else f"{amount} {self.unit}"
 
     def in_steps(self, *, steps_per_epoch: int, batch: int, total_steps: int | None = None) -> int:
@@ -40,9 +42,10 @@ class Span:
         if self.unit == "%":
             if total_steps is None:
                 raise ValueError(f"{self} needs a run length to be a share of")
-            return math.ceil(round(total_steps * self.amount / 100, 9))
-        per_unit = {"steps": 1.0, "epochs": float(steps_per_epoch), "samples": 1.0 / batch}[self.unit]
-        return math.ceil(round(self.amount * per_unit, 9))
+            exact = total_steps * self.amount / 100
+        else:
+            exact = self.amount * {"steps": 1.0, "epochs": float(steps_per_epoch), "samples": 1.0 / batch}[self.unit]
+        return max(math.ceil(round(exact, 9)), 1 if exact > 0 else 0)
 
 
 def parse_span(text: Any) -> Span:

@@ -96,11 +96,6 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` holds on at least one rank; the same answer everywhere."""
-    return any(gather_objects([flag]))
-
-
 def leave() -> None:
     """Take the process group down at the end of a launched process."""
     import torch.distributed as dist

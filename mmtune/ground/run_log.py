@@ -70,8 +70,14 @@ class RunLog:
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+        whole, folding = Column(no_wrap=True), Column()  # a narrow terminal folds the facts and keeps the bar
+        columns = (
+            BarColumn(bar_width=24, table_column=whole),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[facts]}", table_column=folding),
+        )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             self._bar = (progress, progress.add_task("training", total=total, completed=done, facts=""))
             try:

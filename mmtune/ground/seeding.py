@@ -27,10 +27,12 @@ def fraction_for(name: str, salt: str = "") -> float:
 def text_key(text: str) -> int:
     """A 63-bit identity of a caption: equal for captions that differ only in unicode form, case or white space.
 
-    The tokenizers of CLIP and SigLIP read those alike, so that their embeddings are equal and no loss or score could
-    tell them apart: "Red Shirt" and "red  shirt" are one caption.
+    "Red Shirt" and "red  shirt" are one caption: CLIP's tokenizer composes, lowers and collapses white space, so that
+    their embeddings are equal and no loss or score could tell them apart. SigLIP's lower too; SigLIP 2 alone sees
+    repeated blanks, which say nothing about an image.
 
-    Source: collisions are below 1e-7 for a million captions (birthday bound at 2**63).
+    Source: transformers' ``CLIPTokenizer``, ``SiglipTokenizer`` and ``Siglip2Tokenizer``; collisions are
+    below 1e-7 for a million captions (birthday bound at 2**63).
     """
     import unicodedata
 

@@ -14,8 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401  (this and the next four: imported once here instead of in every forked process)
+import matplotlib.pyplot  # noqa: F401
+import peft  # noqa: F401
 import torch
+from transformers import CLIPModel, CLIPProcessor  # noqa: F401
 
+import mmtune.adapters.lora  # noqa: F401
 import mmtune.ground.safe_files as safe_files
 import mmtune.train_loop as train_loop
 from mmtune.recipe_schema import load_recipe
