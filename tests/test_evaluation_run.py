@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 
 import mmtune
+from mmtune import command_line
+from mmtune.adapters import merge_into
 from mmtune.evaluation_run import evaluate, score
 from mmtune.ground.errors import CheckpointError, DataError, RecipeError
 from mmtune.metrics import retrieval_scores
 from mmtune.metrics.recall import recall
-from mmtune.model_loading import load_model
+from mmtune.model_loading import attach_target, load_base, load_model, resolve
 from mmtune.recipe_schema import load_recipe
 from mmtune.run_checkpoint import checkpoints
 from mmtune.scoring_loop import embed_split, score_embeddings
@@ -141,6 +144,55 @@ def test_a_plain_model_has_scores_of_its_own(run: Path, trained: Path, tiny_clip
     result = score(str(tiny_clip_folder), recipe=recipe_of(trained))
     assert result["scores"] == score(run)["base"]
     assert "base" not in result and "delta" not in result and result["files"] == []
+
+
+def evaluate_by_command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """``mmtune evaluate ARGUMENTS`` in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["mmtune", "evaluate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command_scores_a_peft_adapter_beside_its_base(
+    run: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The adapter alone, as `save_pretrained` of peft would have written it: no run, no recipe, no manifest."""
+    chosen = json.loads((run / "manifest.json").read_text())["best_checkpoint"]
+    adapter = Path(shutil.copytree(run / "checkpoints" / chosen / "adapter", tmp_path / "adapter"))
+    recipe, output = trained.parent / "recipe.yaml", tmp_path / "scores"
+    assert evaluate_by_command(monkeypatch, adapter, "--recipe", recipe, "-o", output) == 0
+    result, expected = json.loads((output / "scores.json").read_text()), score(run)
+    for key in ("base", "tuned", "delta", "interval95"):
+        assert result[key] == expected[key], key
+    assert result["target"] == str(adapter) and result["checkpoint"] is None
+    assert evaluate_by_command(monkeypatch, adapter) == 2, "an adapter does not say where the data is"
+
+
+def test_the_command_scores_a_model_folder(
+    run: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_clip_folder: Path
+):
+    """The untouched backbone scores like the run's base, the adapted one, written as a plain folder, like the tuned."""
+    target = resolve(run)
+    backbone = load_base(target)
+    plain: Any = merge_into(attach_target(backbone, target))
+    plain.save_pretrained(tmp_path / "plain")
+    backbone.processor.save_pretrained(tmp_path / "plain")
+    expected, recipe = score(run), trained.parent / "recipe.yaml"
+    for folder, name in ((tiny_clip_folder, "base"), (tmp_path / "plain", "tuned")):
+        output = tmp_path / f"scores of {name}"
+        assert evaluate_by_command(monkeypatch, folder, "--recipe", recipe, "-o", output) == 0
+        result = json.loads((output / "scores.json").read_text())
+        assert result["scores"] == pytest.approx(expected[name], abs=1e-12), name
+        assert "base" not in result and sorted(path.name for path in output.iterdir()) == [
+            "ranks.jsonl",
+            "retrievals.png",
+            "scores.json",
+        ]
+    validation = tmp_path / "validation"
+    overridden = ("--recipe", recipe, "-o", validation, "data.splits.test=val", "data.splits.validation=test")
+    assert evaluate_by_command(monkeypatch, tiny_clip_folder, *overridden) == 0
+    assert json.loads((validation / "scores.json").read_text())["images"] == 8, "overrides change the recipe's data"
 
 
 def test_a_recipe_stands_for_its_run(trained: Path):

@@ -96,10 +96,10 @@ def test_an_overflow_moves_nothing_is_counted_and_halves_the_scale(
     assert rows(run)[OVERFLOW + 1]["grad_norm"] == 0.0, "infinity is no JSON"
 
 
-def test_a_scale_of_two_changes_no_weight(
+def test_without_an_overflow_the_scaler_changes_no_weight(
     tmp_path: Path, tiny_clip_folder: Path, scalers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without an overflow the scaler changes no weight: a power of two scales gradients exactly, and back."""
+    """A power of two scales gradients exactly, and back."""
     (tmp_path / "with").mkdir()
     with_scaler = fit(small_recipe(tmp_path / "with", tiny_clip_folder))
     assert len(scalers) == 1 and read_state(checkpoints(with_scaler)[-1]).num_skipped == 0
@@ -129,6 +129,21 @@ def test_the_scaler_is_saved_and_restored(
     states = [asdict(read_state(checkpoints(run)[-1])) for run in (whole, resumed)]
     for key in ("step", "num_samples", "num_skipped", "num_skipped_in_row", "scaler"):
         assert states[0][key] == states[1][key], key
+
+
+def test_overflows_at_the_start_are_not_taken_for_a_dead_part(
+    tmp_path: Path, tiny_clip_folder: Path, scalers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scaler begins too high, so the first updates are often skipped: parts are judged after three that count."""
+    overflow_at(monkeypatch, 0, 1, 2, 3)
+    moved = watch_updates(monkeypatch)
+    run = fit(small_recipe(tmp_path, tiny_clip_folder, train={"length": "8 steps"}))
+    assert moved == {step: step > 4 for step in range(1, 9)}
+    lines = (run / "run.log").read_text().splitlines()
+    judged = next(number for number, line in enumerate(lines) if line.endswith("moved"))
+    assert lines[judged + 1].split()[-1] == "4/4" and lines[judged + 1].startswith("vision")
+    logged = [number for number, line in enumerate(lines) if line.startswith(("step 6/8", "step 7/8"))]
+    assert logged[0] < judged < logged[1], "after the third update that counts, the seventh step"
 
 
 def test_ten_overflows_in_a_row_stop_the_run(

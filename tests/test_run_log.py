@@ -2,8 +2,8 @@
 
 import json
 import re
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +22,9 @@ FACTS = ("loss 1.2500", "120.5 samples/s", "data wait 7%", "memory 1.50 GiB", "l
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standard error, as it is captured, looks like a terminal of 80 columns."""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(run_log, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
     for name, value in {"COLUMNS": "80", "TERM": "xterm-256color", "FORCE_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
 

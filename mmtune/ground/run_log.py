@@ -72,11 +72,10 @@ class RunLog:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
-        whole, folding = Column(no_wrap=True), Column()  # a narrow terminal folds the facts and keeps the bar
         columns = (
-            BarColumn(bar_width=24, table_column=whole),
+            BarColumn(bar_width=24, table_column=Column(no_wrap=True)),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[facts]}", table_column=folding),
+            TextColumn("{task.fields[facts]}", table_column=Column()),  # folds where the terminal is narrow
         )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             self._bar = (progress, progress.add_task("training", total=total, completed=done, facts=""))
