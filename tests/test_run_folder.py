@@ -63,9 +63,7 @@ def test_other_data_or_weights_are_not_gone_on_with(tmp_path: Path, tiny_clip_fo
         fit(small_recipe(tmp_path, tiny_clip_folder, "train.length=5 steps"))
 
 
-def test_a_run_is_found_from_anywhere(
-    tmp_path: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_found_from_anywhere(tmp_path: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths mean the folder that the run was started in."""
     from mmtune.model_loading import resolve
     from mmtune.sources import open_split
