@@ -164,7 +164,11 @@ def _draw_learning_rate(axes: "Axes", rows: list[dict[str, Any]]) -> None:
     axes.tick_params(axis="y", colors=TUNED)
     right = axes.twinx()
     right.plot(
-        steps, [row["grad_norm"] for row in rows], color=SECOND, linewidth=1, label="gradient norm, before clipping"
+        steps,
+        [_or_gap(row["grad_norm"]) for row in rows],
+        color=SECOND,
+        linewidth=1,
+        label="gradient norm, before clipping",
     )
     right.set_ylim(bottom=0)
     right.tick_params(axis="y", colors=SECOND)
@@ -224,3 +228,8 @@ def _two_lines(name: str) -> str:
     for direction in DIRECTIONS:
         name = name.replace(f"{direction}_", direction.replace("_", " ") + "\n")
     return name.replace("mrr", "MRR")
+
+
+def _or_gap(value: float | None) -> float:
+    """A number, or a gap in the line where there is none (an update that was skipped)."""
+    return float("nan") if value is None else value

@@ -14,6 +14,7 @@ from mmtune.ground.process_group import gather_objects, rank
 from mmtune.ground.records import BadItem
 from mmtune.ground.run_log import RunLog
 from mmtune.metrics import higher_is_better
+from mmtune.optimizer_setup import move_schedule
 from mmtune.run_checkpoint import TrainState, checkpoint_name, save_checkpoint
 from mmtune.run_folder import update_manifest
 
@@ -124,6 +125,7 @@ def _one_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
     batches = next(steps)
     waited = time.perf_counter() - started
     trainer.window.samples += _account(trainer, batches)
+    rate = trainer.optimizer.param_groups[0]["lr"]
     with _memory_advice(trainer):
         loss = _forward_backward(trainer, batches)
         grad_norm = _update(trainer, batches, loss)
@@ -137,7 +139,7 @@ def _one_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
         "step": state.step,
         "epoch": round(state.step / trainer.layout.steps_per_epoch, 4),
         "loss": loss,
-        "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+        "learning_rate": rate,
         "grad_norm": grad_norm,
         "samples_per_second": round(trainer.window.samples / trainer.window.seconds, 2),
         "data_wait": round(trainer.window.waited / trainer.window.seconds, 4),
@@ -222,7 +224,7 @@ def _smaller_micro_batch(trainer: Trainer) -> str:
     return f"out of memory in step {trainer.state.step + 1} with train.micro_batch={micro}: {advice}"
 
 
-def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float:
+def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float | None:
     """Clip, check, step; returns the gradient norm before clipping. Nothing moves when anything is not finite."""
     import torch
 
@@ -244,9 +246,9 @@ def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float:
         scaler.update()
         _count_skipped(trainer, skipped=not finite[1])
     trainer.context.task.clamp(trainer.context.section, trainer.context.temperature())
-    trainer.schedule.step()
+    move_schedule(trainer.schedule, state.step + 1)
     state.step += 1
-    return norm if finite[1] else 0.0
+    return norm if finite[1] else None
 
 
 def _stop(trainer: Trainer, batches: list[Batch], loss: float, norm: float) -> None:
@@ -289,7 +291,7 @@ def _log(trainer: Trainer, row: dict[str, Any]) -> None:
     trainer.window = Window()
     trainer.log.metrics(row)
     trainer.log.step(row, trainer.cadence.total, _time_left(trainer, row))
-    numbers = {key: value for key, value in row.items() if key != "step"}
+    numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
     trainer.accelerator.log(numbers, step=row["step"])
 
 

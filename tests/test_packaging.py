@@ -119,9 +119,15 @@ def constraints() -> dict[str, str]:
     return {pin[1]: pin[2] for pin in pins if pin}
 
 
+GPU_BUILD = re.compile(r"nvidia-.*|cuda-.*|triton.*|pytorch-triton.*")
+"""What torch's GPU builds bring and its CPU build does not: they pin these exactly themselves."""
+
+
 def brought_by(requirement: Requirement, seen: set[tuple[str, str]]) -> None:
     """Add what installing a requirement installs, as (name, extra), by the metadata of what is installed here."""
     name = canonicalize_name(requirement.name)
+    if GPU_BUILD.fullmatch(name):
+        return
     for extra in {"", *requirement.extras}:
         if (name, extra) in seen:
             continue
