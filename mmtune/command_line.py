@@ -161,6 +161,7 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="the .npy file to write; ids go beside it")],
     kind: Annotated[InputKind | None, typer.Option(help="what to embed; default: what INPUT holds")] = None,
     column: Annotated[str | None, typer.Option(help="the table's column, where its name does not say it")] = None,
+    images: Annotated[str | None, typer.Option(help="folder that a table's image paths start from")] = None,
     batch: Annotated[int, typer.Option(min=1, help="inputs per forward pass")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="processes that read images")] = 0,
 ) -> None:
@@ -169,7 +170,9 @@ def predict(
 
     kinds: dict[InputKind | None, Literal["image", "text"] | None]
     kinds = {InputKind.image: "image", InputKind.text: "text", None: None}
-    predict_source(model, source, output=output, kind=kinds[kind], column=column, batch=batch, workers=workers)
+    predict_source(
+        model, source, output=output, kind=kinds[kind], column=column, images=images, batch=batch, workers=workers
+    )
 
 
 @app.command()

@@ -14,7 +14,7 @@ from mmtune.ground.image_reading import ImageFile, check_header
 from mmtune.ground.records import BadItem, printable
 from mmtune.sources._pairs import NUM_THREADS
 from mmtune.sources._table import SUFFIXES, as_text, format_of, is_missing, nearest, read_table
-from mmtune.sources.image_folder import images_below
+from mmtune.sources.image_folder import IMAGE_SUFFIXES, images_below
 
 InputKind = Literal["image", "text"]
 
@@ -48,14 +48,17 @@ class _Listed:
     value: str
 
 
-def list_input(source: str | Path, kind: InputKind | None = None, *, column: str | None = None) -> EmbeddingInput:
+def list_input(
+    source: str | Path, kind: InputKind | None = None, *, column: str | None = None, images: str | Path | None = None
+) -> EmbeddingInput:
     """Find out what ``source`` is and list it; image headers are checked, nothing is decoded.
 
     Args:
         source: a folder (every image below it), an image, a glob of images (``**`` for all depths), a table
-            (JSON lines, CSV, TSV; images start from its folder), or a ``.txt`` (a text or a path per line).
+            (JSON lines, CSV, TSV), or a ``.txt`` (a text or a path per line).
         kind: ``image`` or ``text``; None: what ``source`` holds, texts for a ``.txt``.
         column: the table's column; None: ``image`` or ``file_name``, ``text`` or ``caption``.
+        images: folder that a table's or list's image paths start from; None: the folder it lies in.
 
     Raises:
         DataError: there is nothing, or it is not clear what is meant.
@@ -73,11 +76,13 @@ def list_input(source: str | Path, kind: InputKind | None = None, *, column: str
         kind, listed = "image", _of_files(path)
     if column is not None and suffix not in SUFFIXES:
         raise DataError(f"{source} is no table and has no column '{column}'")
-    root = Path("") if path.is_dir() or suffix not in (*SUFFIXES, ".txt") else path.parent
+    listing = path.is_file() and suffix in (*SUFFIXES, ".txt")
+    root = Path(images) if listing and images is not None else path.parent if listing else Path("")
     made = _images(listed, root, bad) if kind == "image" else _texts(listed, bad)
     if not made.items:
         first = f"; first: {bad[0].where}: {bad[0].reason}" if bad else ""
-        raise DataError(f"{source}: nothing to embed, {len(bad)} bad{first}")
+        where = f"; image paths start from {root.resolve()}" if listing and kind == "image" else ""
+        raise DataError(f"{source}: nothing to embed, {len(bad)} bad{first}{where}")
     return made
 
 
@@ -110,6 +115,7 @@ def _of_table(
     table = read_table(path, format_of(path))
     bad += table.bad
     kind, column = _choose_column(path, table.columns, kind, column)
+    kind = kind or _kind_of([row.values.get(column) for row in table.rows])
     listed = []
     for row in table.rows:
         value = row.values.get(column)
@@ -125,20 +131,26 @@ def _of_table(
 
 def _choose_column(
     path: Path, columns: tuple[str, ...], kind: InputKind | None, column: str | None
-) -> tuple[InputKind, str]:
+) -> tuple[InputKind | None, str]:
     if column is not None:
         if column not in columns:
             raise DataError(f"{path} has no column '{column}'{nearest(column, columns)}")
         known: dict[str, InputKind] = {name: kind for kind, names in COLUMNS.items() for name in names}
-        return kind or known.get(column, "text"), column
+        return kind or known.get(column), column
     found = {each: [name for name in names if name in columns] for each, names in COLUMNS.items()}
     kinds = [each for each in COLUMNS if found[each] and kind in (None, each)]
     if len(kinds) == 1:
         return kinds[0], found[kinds[0]][0]
     wanted = ", ".join(name for each in COLUMNS for name in COLUMNS[each] if kind in (None, each))
     if not kinds:
-        raise DataError(f"{path} has no column {wanted}; it has {', '.join(columns) or 'none'}; name one with `column`")
-    raise DataError(f"{path} has images and texts: say which with kind `image` or `text`")
+        raise DataError(f"{path} has no column {wanted}; it has {', '.join(columns) or 'none'}; name one with --column")
+    raise DataError(f"{path} has images and texts: say which with --kind image or --kind text")
+
+
+def _kind_of(values: Sequence[object]) -> InputKind:
+    """Images where most cells of a column are names of image files, texts otherwise."""
+    names = sum(isinstance(value, str) and Path(value.strip()).suffix.lower() in IMAGE_SUFFIXES for value in values)
+    return "image" if names > len(values) / 2 else "text"
 
 
 def _images(listed: list[_Listed], root: Path, bad: list[BadItem]) -> EmbeddingInput:

@@ -51,6 +51,7 @@ def resolve(target: "str | Path | Recipe") -> Target:
         target = target.output
     folder = Path(target).expanduser()
     if not folder.is_dir():
+        _refuse_mistyped(str(target), folder)
         return Target("model", Section(id=str(target)))
     if (folder / RECIPE_FILE).is_file():
         return _of_run("run", folder, choose_checkpoint(folder))
@@ -67,6 +68,21 @@ def resolve(target: "str | Path | Recipe") -> Target:
         f"{folder} is neither a run ({RECIPE_FILE}), a checkpoint of one, a peft adapter (adapter_config.json) "
         "nor a model folder (config.json)"
     )
+
+
+def _refuse_mistyped(name: str, folder: Path) -> None:
+    """A name that is surely meant as a folder must not be looked for on the hub.
+
+    Raises:
+        CheckpointError: it is no folder, but looks like one: it begins or is deep like a path, or its parent exists.
+    """
+    if name.startswith("builtin:"):
+        return
+    path_like = name.startswith((".", "/", "~")) or name.count("/") > 1
+    beside = sorted(each.name for each in folder.parent.iterdir() if each.is_dir()) if folder.parent.is_dir() else []
+    if path_like or ("/" in name and beside):
+        there = f"; {folder.parent} has {', '.join(beside[:8])}" if beside else ""
+        raise CheckpointError(f"there is no folder {name}{there}")
 
 
 def _of_run(kind: Literal["run", "checkpoint"], run: Path, checkpoint: Path) -> Target:

@@ -49,6 +49,7 @@ def predict(
     output: str | Path,
     kind: InputKind | None = None,
     column: str | None = None,
+    images: str | Path | None = None,
     batch: int = 32,
     workers: int = 0,
     device: str | None = None,
@@ -61,6 +62,7 @@ def predict(
         output: the ``.npy``; ``.ids.json`` and ``.manifest.json`` go beside it.
         kind: ``image`` or ``text``; None: what the source holds.
         column: the table's column, where it is not called ``image``, ``file_name``, ``text`` or ``caption``.
+        images: folder that a table's image paths start from, where it is not the table's own.
         batch: items per forward pass.
         workers: processes that read and encode.
         device: None: the GPU where there is one.
@@ -74,7 +76,7 @@ def predict(
     from mmtune.model_loading import load_model, resolve
 
     paths = paths_for(output)
-    given = list_input(source, kind, column=column)
+    given = list_input(source, kind, column=column, images=images)
     target = resolve(model)
     backbone = load_model(model, device=device or best_device())
     store = EmbeddingStore(paths, _identity(backbone, target, given), len(given.items))

@@ -172,9 +172,10 @@ def describe_start(trainer: Any) -> Iterator[str]:
         f"data: {layout.num_items} items, {layout.steps_per_epoch} steps per epoch, {layout.num_dropped} left out of "
         f"each epoch (the last short batch), {len(trainer.state.bad)} quarantined"
     )
+    precision = trainer.accelerator.mixed_precision.replace("no", "fp32")
     yield (
         f"batch {layout.batch} = {layout.num_ranks} rank(s) x {layout.micro_batches_per_step} x micro-batch "
-        f"{layout.micro_batch}; {trainer.cadence.total} steps; precision {trainer.accelerator.mixed_precision}"
+        f"{layout.micro_batch}; {trainer.cadence.total} steps; precision {precision}"
     )
     yield from trainer.liveness.start_table().splitlines()
 

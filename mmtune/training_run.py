@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
 
 
-def fit(recipe: "Recipe", *, resume: str = "auto", restart: bool = False) -> Path:
+def fit(recipe: "Recipe | str | Path", *, resume: str = "auto", restart: bool = False) -> Path:
     """Fine-tune as ``recipe`` says and return the run folder.
 
     Args:
-        recipe: a checked recipe (``mmtune.load_recipe``).
+        recipe: a recipe (``mmtune.load_recipe``), or the path of one.
         resume: ``auto`` goes on where the run folder holds the same recipe; ``never`` refuses to.
         restart: move an old run aside and begin anew.
 
@@ -19,21 +19,23 @@ def fit(recipe: "Recipe", *, resume: str = "auto", restart: bool = False) -> Pat
         MmtuneError: whatever the user can mend; see ``mmtune.ground.errors``.
     """
     from mmtune.ground.run_log import RunLog
-    from mmtune.recipe_schema import check_recipe
+    from mmtune.recipe_schema import Recipe, check_recipe, load_recipe
     from mmtune.run_folder import locked, open_run
     from mmtune.run_setup import refuse_misfit, start_accelerator
 
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     accelerator = start_accelerator(recipe)
     check_recipe(recipe, world_size=accelerator.num_processes)
     refuse_misfit(recipe)
     start = open_run(recipe, resume=resume, restart=restart)
     run = Path(recipe.output)
     log = RunLog(run)
-    for note in start.notes:
-        log.line(note)
     if start.finished:
+        log.line(start.notes[-1])
         return run
     with locked(run):
+        for note in start.notes:
+            log.line(note)
         trainer = _prepare(recipe, accelerator, log, start.checkpoint)
         if start.checkpoint:
             _go_on(trainer, start.checkpoint)

@@ -311,3 +311,19 @@ def test_nothing_to_embed(pictures: Path, tmp_path: Path, name: str, kind: Any, 
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=message):
         list_input(tmp_path / name, kind)
+
+
+def test_a_table_of_file_names_is_read_as_images(tmp_path: Path) -> None:
+    """A column that names image files holds images, whatever it is called; paths may start from another folder."""
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", (20, 20), "red").save(tmp_path / "photos" / name)
+    table = tmp_path / "products.csv"
+    table.write_text("file,title\na.jpg,first\nb.png,second\n")
+    found = list_input(table, column="file", images=tmp_path / "photos")
+    assert found.kind == "image" and found.ids == ("a.jpg", "b.png")
+    assert list_input(table, column="title").kind == "text"
+    with pytest.raises(DataError, match="image paths start from"):
+        list_input(table, column="file")
+    with pytest.raises(DataError, match="name one with --column"):
+        list_input(table)

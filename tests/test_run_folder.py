@@ -130,3 +130,19 @@ def test_what_does_not_fit_the_backbone_is_refused_before_weights(
     with pytest.raises(RecipeError, match="adapter.layers.*last 40"):
         fit(small_recipe(tmp_path, tiny_clip_folder, "adapter.layers=last 40"))
     assert not (tmp_path / "run").exists(), "and nothing is left behind"
+
+
+def test_a_mistyped_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmtune.model_loading import resolve
+
+    (tmp_path / "runs" / "shop").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/shpo", "./nowhere", "a/b/c"):
+        with pytest.raises(CheckpointError, match=f"there is no folder {name}"):
+            resolve(name)
+    assert resolve("openai/clip-vit-base-patch32").kind == "model", "a hub id is left to the hub"
+
+
+def test_fit_takes_the_path_of_a_recipe(tmp_path: Path, tiny_clip_folder: Path) -> None:
+    small_recipe(tmp_path, tiny_clip_folder)
+    assert fit(tmp_path / "recipe.yaml") == tmp_path / "run"
