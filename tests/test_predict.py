@@ -281,7 +281,7 @@ def test_globs_single_images_and_tables_of_images(pictures: Path, tmp_path: Path
     }
 
 
-def test_the_kind_is_never_guessed(tmp_path: Path, pictures: Path) -> None:
+def test_between_images_and_texts_nothing_is_guessed(tmp_path: Path, pictures: Path) -> None:
     shutil.copy(pictures / "00.png", tmp_path / "x.png")
     (tmp_path / "t.csv").write_text("image,caption,note\nx.png,a dog,n\n")
     with pytest.raises(DataError, match="has images and texts: say which"):

@@ -63,7 +63,9 @@ def test_scores_add_a_panel_and_drawing_is_repeatable(tmp_path: Path):
 
 @pytest.mark.parametrize("interval", [None, (0.01, 0.02)])
 def test_scores_without_an_interval_are_drawn(tmp_path: Path, interval: Any):
-    draw_curves(write_run(tmp_path / "run", scored=True, interval=interval))
+    plain = draw_curves(write_run(tmp_path / "plain", scored=False))
+    scored = draw_curves(write_run(tmp_path / "run", scored=True, interval=interval))
+    assert size(scored)[1] > size(plain)[1], "the panel of scores is there"
 
 
 def test_a_run_without_rows_has_a_picture(tmp_path: Path):
