@@ -136,10 +136,10 @@ class EncodedPairs:
         pair = self.task.render(sample, caption, seed=self.seed, epoch=epoch)
         generator = generator_for(self.seed, "augment", epoch, sample.id, caption)
         try:
-            image = augment(sample.image.read(), self.augmentation, generator)
-            pixels = self.family.encode_image(self.processor, image)
+            image = augment(sample.media.read(), self.augmentation, generator)
+            pixels = self.family.encode_media(self.processor, image)
         except DataError as error:
-            return BadItem(sample.image.where, str(error).removeprefix(f"{sample.image.where}: "), "train")
+            return BadItem(sample.media.where, str(error).removeprefix(f"{sample.media.where}: "), "train")
         inputs = {**pixels, **self.family.encode_text(self.processor, pair.text)}
         is_long = self.family.num_tokens(self.processor, pair.text) > self.limit
         return Encoded(sample.id, inputs, pair.text_key, pair.image_keys, is_long)

@@ -103,7 +103,7 @@ def _embed(context: StepContext, batch: Batch, step: int, number: int, graph: bo
     inputs = {name: value.to(context.device, non_blocking=True) for name, value in batch.inputs.items()}
     torch.manual_seed(seed_for(context.seed, "dropout", step, rank(), number))
     with torch.set_grad_enabled(graph), context.autocast():
-        pair = family.embed_image(model, inputs), family.embed_text(model, inputs)
+        pair = family.embed_media(model, inputs), family.embed_text(model, inputs)
     context.num_forwards += 1
     image, text = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in pair)
     return image, text

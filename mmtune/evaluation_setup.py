@@ -137,7 +137,7 @@ def describe(
     bad = (*opened.bad, *embedded.bad)
     return {
         "split": split,
-        "samples": sum(sample.image.key in shown for sample in opened.samples),
+        "samples": sum(sample.media.key in shown for sample in opened.samples),
         "images": len(embedded.images),
         "texts": len(embedded.texts),
         "bad": len(bad),

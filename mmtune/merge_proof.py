@@ -52,11 +52,11 @@ def encode_samples(backbone: "Backbone", samples: Sequence[Sample], count: int =
     encoded, reason = [], "there is no sample"
     for sample in samples:
         try:
-            image = sample.image.read()
+            image = sample.media.read()
         except DataError as error:
             reason = str(error)
             continue
-        pixels = backbone.family.encode_image(backbone.processor, image)
+        pixels = backbone.family.encode_media(backbone.processor, image)
         encoded.append({**pixels, **backbone.family.encode_text(backbone.processor, sample.captions[0])})
         if len(encoded) == count:
             break
@@ -71,7 +71,7 @@ def embed(backbone: "Backbone", inputs: "Mapping[str, Tensor]") -> "Embedded":
     import torch
 
     with torch.no_grad():
-        image = backbone.family.embed_image(backbone.model, inputs)
+        image = backbone.family.embed_media(backbone.model, inputs)
         text = backbone.family.embed_text(backbone.model, inputs)
     return {"image": image.float().cpu(), "text": text.float().cpu()}
 

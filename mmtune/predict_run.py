@@ -135,7 +135,7 @@ def _embedded(
 
     family, processor = backbone.family, backbone.processor
     encode: Any = ReadImage(family, processor) if given.kind == "image" else EncodeText(family, processor)
-    embed = family.embed_image if given.kind == "image" else family.embed_text
+    embed = family.embed_media if given.kind == "image" else family.embed_text
     device = next(backbone.model.parameters()).device
     starts = range(first, len(given.items), batch)
     batches = [list(range(start, min(start + batch, len(given.items)))) for start in starts]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmtune.ground.errors import DataError
-from mmtune.ground.records import BadItem, ImageReference, Sample
+from mmtune.ground.records import BadItem, MediaReference, Sample
 from mmtune.ground.seeding import text_key
 from mmtune.metrics._bootstrap import joined_groups
 from mmtune.metrics._ranking import Positives
@@ -27,7 +27,7 @@ class SplitTexts:
         image_groups: what a sample says of its ``group``, "" where it says nothing.
     """
 
-    images: tuple[ImageReference, ...]
+    images: tuple[MediaReference, ...]
     image_ids: tuple[str, ...]
     texts: tuple[str, ...]
     pairs: np.ndarray
@@ -54,7 +54,7 @@ class SplitEmbeddings:
     image_embeds: np.ndarray
     text_embeds: np.ndarray
     image_ids: tuple[str, ...]
-    images: tuple[ImageReference, ...]
+    images: tuple[MediaReference, ...]
     texts: tuple[str, ...]
     text_to_image: Positives
     image_to_text: Positives
@@ -79,18 +79,18 @@ def list_content(samples: Sequence[Sample]) -> SplitTexts:
     images: dict[str, tuple[int, Sample]] = {}
     texts: dict[int, tuple[int, str]] = {}
     for sample in samples:
-        images.setdefault(sample.image.key, (len(images), sample))
+        images.setdefault(sample.media.key, (len(images), sample))
         for caption in sample.captions:
             texts.setdefault(text_key(caption), (len(texts), caption))
     pairs = {
-        (texts[key][0], images[sample.image.key][0])
+        (texts[key][0], images[sample.media.key][0])
         for sample in samples
         for key in map(text_key, (*sample.captions, *sample.also_true))
         if key in texts
     }
     firsts = [sample for _, sample in images.values()]
     return SplitTexts(
-        images=tuple(sample.image for sample in firsts),
+        images=tuple(sample.media for sample in firsts),
         image_ids=tuple(sample.id for sample in firsts),
         texts=tuple(text for _, text in texts.values()),
         pairs=np.array(sorted(pairs), dtype=np.int64),

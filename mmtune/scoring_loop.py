@@ -16,7 +16,7 @@ import numpy as np
 
 from mmtune.ground.errors import DataError, TrainingError
 from mmtune.ground.process_group import gather_objects, gather_rows, rank, world_size
-from mmtune.ground.records import BadItem, ImageReference, Sample
+from mmtune.ground.records import BadItem, MediaReference, Sample
 from mmtune.metrics import retrieval_scores
 from mmtune.metrics._ranking import Positives, ranks_of_embeddings
 from mmtune.scored_split import SplitEmbeddings, assemble, list_content
@@ -112,7 +112,7 @@ def embed_split(
     with _scoring(backbone.model), _autocast(device, precision):
         embed = _Embedder(backbone, device, batch, workers, keep or EncodedBatches(max_bytes=0))
         read = ReadImage(family, processor, split)
-        images = embed("images", content.images, read, family.embed_image, bad_at, report)
+        images = embed("images", content.images, read, family.embed_media, bad_at, report)
         texts = embed("texts", content.texts, EncodeText(family, processor), family.embed_text, {}, report)
     if len(bad_at) == len(content.images):
         first = bad_at[min(bad_at)]
@@ -152,9 +152,9 @@ class ReadImage:
     processor: Any
     split: str = ""
 
-    def __call__(self, reference: ImageReference) -> "dict[str, Tensor] | BadItem":
+    def __call__(self, reference: MediaReference) -> "dict[str, Tensor] | BadItem":
         try:
-            encoded: dict[str, Tensor] = self.family.encode_image(self.processor, reference.read())
+            encoded: dict[str, Tensor] = self.family.encode_media(self.processor, reference.read())
         except DataError as error:
             return BadItem(reference.where, str(error).removeprefix(f"{reference.where}: "), self.split)
         return encoded

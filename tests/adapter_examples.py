@@ -79,7 +79,7 @@ def inputs_of(backbone: Backbone) -> dict[str, torch.Tensor]:
 def embeddings(backbone: Backbone, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Both embeddings of the inputs, one tensor."""
     with torch.no_grad():
-        image = backbone.family.embed_image(backbone.model, inputs)
+        image = backbone.family.embed_media(backbone.model, inputs)
         text = backbone.family.embed_text(backbone.model, inputs)
     return torch.cat([image, text])
 
@@ -95,7 +95,7 @@ def train_steps(adapted: Adapted, optimizer: Any, inputs: dict[str, torch.Tensor
 
 def loss_of(backbone: Backbone, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """A contrastive loss of the inputs; the temperature and its bias take part."""
-    image = backbone.family.embed_image(backbone.model, inputs)
+    image = backbone.family.embed_media(backbone.model, inputs)
     text = backbone.family.embed_text(backbone.model, inputs)
     scale, bias = backbone.family.temperature(backbone.model)
     logits = image @ text.T * scale.exp() + (0 if bias is None else bias)

@@ -186,7 +186,7 @@ def sampled(world: World, recipe: Recipe) -> Any:
         for split in split_names(recipe.data):
             opened = open_checked(recipe, split)
             samples = [(one.id, one.captions, one.group) for one in opened.samples]
-            pixels = [hashlib.sha256(one.image.read().tobytes()).hexdigest() for one in opened.samples[:NUM_SHOWN]]
+            pixels = [hashlib.sha256(one.media.read().tobytes()).hexdigest() for one in opened.samples[:NUM_SHOWN]]
             items = kind("tasks", recipe.task).items(opened.samples, recipe.data.captions)
             seen[split] = (samples, pixels, items, len(opened.bad))
     except MmtuneError as error:

@@ -62,13 +62,13 @@ def test_the_first_zero_gradient_of_a_is_no_death(tiny_clip_folder: Path) -> Non
 
 
 def text_detached(backbone: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    image = backbone.family.embed_image(backbone.model, inputs)
+    image = backbone.family.embed_media(backbone.model, inputs)
     text = backbone.family.embed_text(backbone.model, inputs).detach()
     return -(image * text).sum()
 
 
 def text_masked(backbone: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    image = backbone.family.embed_image(backbone.model, inputs)
+    image = backbone.family.embed_media(backbone.model, inputs)
     text = backbone.family.embed_text(backbone.model, inputs)
     return -(image[:, 0]).sum() + (0.0 * text).sum()
 
@@ -106,7 +106,7 @@ def test_a_dead_temperature_is_shown_and_does_not_stop(tiny_clip_folder: Path) -
     assert float(said[-1].split()[4]) > 0
 
     def unscaled(backbone: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        image = backbone.family.embed_image(backbone.model, inputs)
+        image = backbone.family.embed_media(backbone.model, inputs)
         return -(image * backbone.family.embed_text(backbone.model, inputs)).sum()
 
     said = watch(adapted_fresh(tiny_clip_folder), unscaled)

@@ -227,3 +227,9 @@ def test_sentencepiece_tokenizers_of_siglip_1_load(tiny_siglip_folder, tmp_path)
     ids = backbone.family.encode_text(backbone.processor, "The lion, on a line!")["input_ids"]
     assert len(ids) == 16 and ids[-1] == backbone.processor.tokenizer.pad_token_id
     assert (folder / "spiece.model") in component_files(backbone.description)
+
+
+def test_a_family_that_the_recipe_names_must_be_the_one_that_answers(tiny_clip_folder: Path) -> None:
+    assert describe(Section(id=str(tiny_clip_folder), family="clip")).family.FAMILY.name == "clip"
+    with pytest.raises(BackboneError, match="family 'siglip', but model_type 'clip' of its config.json belongs to"):
+        describe(Section(id=str(tiny_clip_folder), family="siglip"))

@@ -27,7 +27,7 @@ def batch_of(backbone, images=None, texts=TEXTS):
     family, processor = backbone.family, backbone.processor
     images = images if images is not None else pictures(len(texts))
     encoded = [
-        {**family.encode_image(processor, image), **family.encode_text(processor, text)}
+        {**family.encode_media(processor, image), **family.encode_text(processor, text)}
         for image, text in zip(images, texts, strict=True)
     ]
     return family.pad(processor, encoded)
@@ -46,7 +46,7 @@ def clip(tiny_clip_folder):
 
 
 def test_every_family_has_the_functions_and_declares_what_it_can_do():
-    wanted = ["encode_image", "encode_text", "num_tokens", "pad", "embed_image", "embed_text"]
+    wanted = ["encode_media", "encode_text", "num_tokens", "pad", "embed_media", "embed_text"]
     wanted += ["temperature", "num_layers", "check", "tiny"]
     for name, family in kinds("backbones").items():
         assert family.FAMILY.name == name
@@ -60,7 +60,7 @@ def test_embeddings_are_those_of_transformers(twin):
 
     batch = batch_of(twin)
     with torch.no_grad():
-        image, text = twin.family.embed_image(twin.model, batch), twin.family.embed_text(twin.model, batch)
+        image, text = twin.family.embed_media(twin.model, batch), twin.family.embed_text(twin.model, batch)
         expected = twin.model(**batch).logits_per_image
         log_scale, bias = twin.family.temperature(twin.model)
         logits = image @ text.T * log_scale.exp() + (0 if bias is None else bias)
@@ -83,7 +83,7 @@ def test_encoding_is_that_of_the_reloaded_processor(twin):
     theirs = processor(images=[image], text=["two words"], **padding)
     ours = twin.family.encode_text(twin.processor, "Two Words")["input_ids"].tolist()
     assert ours == theirs["input_ids"][0][: len(ours)]
-    pixels = twin.family.encode_image(twin.processor, image)["pixel_values"]
+    pixels = twin.family.encode_media(twin.processor, image)["pixel_values"]
     assert pixels.dtype == torch.float32
     assert torch.equal(pixels, torch.as_tensor(np.asarray(theirs["pixel_values"][0])))
 
@@ -99,7 +99,7 @@ def test_text_is_cut_at_the_towers_limit_and_keeps_its_end(twin):
 
 def test_pad_takes_images_or_texts_alone(twin):
     family, processor = twin.family, twin.processor
-    images = family.pad(processor, [family.encode_image(processor, image) for image in pictures(2)])
+    images = family.pad(processor, [family.encode_media(processor, image) for image in pictures(2)])
     texts = family.pad(processor, [family.encode_text(processor, text) for text in TEXTS])
     assert "input_ids" not in images and len(images["pixel_values"]) == 2
     assert "pixel_values" not in texts and texts["input_ids"].shape[0] == len(TEXTS)
@@ -107,13 +107,13 @@ def test_pad_takes_images_or_texts_alone(twin):
 
 @pytest.mark.parametrize("size", [(50, 1), (3, 50), (1, 1), (1, 400)])
 def test_images_of_odd_shapes_are_encoded(twin, size):
-    pixels = twin.family.encode_image(twin.processor, pictures(1, size)[0])["pixel_values"]
-    assert pixels.shape == twin.family.encode_image(twin.processor, pictures(1)[0])["pixel_values"].shape
+    pixels = twin.family.encode_media(twin.processor, pictures(1, size)[0])["pixel_values"]
+    assert pixels.shape == twin.family.encode_media(twin.processor, pictures(1)[0])["pixel_values"].shape
 
 
 def test_a_sliver_is_bad_data_and_not_the_end_of_memory(clip):
     with pytest.raises(DataError, match="image of 1 x 60000 pixels is too long and thin"):
-        clip.family.encode_image(clip.processor, pictures(1, (1, 60_000))[0])
+        clip.family.encode_media(clip.processor, pictures(1, (1, 60_000))[0])
 
 
 def test_twins_are_the_same_every_time(twin, tmp_path):
@@ -216,12 +216,12 @@ def test_embeddings_have_float32_at_least(tiny_clip_folder, dtype):
 
     backbone = load(Section(id=str(tiny_clip_folder)), dtype=dtype)
     with torch.no_grad():
-        embeds = backbone.family.embed_image(backbone.model, batch_of(backbone))
+        embeds = backbone.family.embed_media(backbone.model, batch_of(backbone))
     assert embeds.dtype == (torch.float64 if dtype == "float64" else torch.float32)
     # 8 bits of mantissa through a few layers; normalised in float32, so the length is exact.
     expected = load(Section(id=str(tiny_clip_folder)))
     with torch.no_grad():
-        reference = expected.family.embed_image(expected.model, batch_of(expected))
+        reference = expected.family.embed_media(expected.model, batch_of(expected))
     torch.testing.assert_close(embeds.to(torch.float32), reference, rtol=0, atol=0.05 if "16" in dtype else 1e-5)
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(4, dtype=embeds.dtype), rtol=1e-6, atol=1e-6)
 
@@ -235,7 +235,7 @@ def test_peft_injected_models_embed_through_the_same_functions(clip, tiny_clip_f
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False), backbone.model)
     batch = batch_of(backbone)
     with torch.no_grad():
-        changed, same = backbone.family.embed_image(backbone.model, batch), clip.family.embed_image(clip.model, batch)
+        changed, same = backbone.family.embed_media(backbone.model, batch), clip.family.embed_media(clip.model, batch)
         assert (changed - same).abs().max() > 1e-3
         assert torch.equal(backbone.family.embed_text(backbone.model, batch), clip.family.embed_text(clip.model, batch))
 

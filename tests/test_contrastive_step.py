@@ -51,14 +51,14 @@ def test_dropout_draws_the_same_masks_in_both_passes(tiny_clip_folder: Path) -> 
     batches = cut(context, make_samples(context)[:24], 6)
     family, model = context.backbone.family, context.backbone.model
     seen: list[torch.Tensor] = []
-    original = family.embed_image
+    original = family.embed_media
 
     class Watched:
         FAMILY = family.FAMILY
         temperature, embed_text = staticmethod(family.temperature), staticmethod(family.embed_text)
 
         @staticmethod
-        def embed_image(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        def embed_media(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             embedded: torch.Tensor = original(model, inputs)
             seen.append(embedded.detach())
             return embedded

@@ -21,7 +21,7 @@ def section(**fields):
 
 
 def read_pixels(sample):
-    return np.asarray(sample.image.read())
+    return np.asarray(sample.media.read())
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_sample_names_its_character_and_what_else_is_true():
     assert {"latin capital letter x", "cyrillic capital letter ha"} < set(sample.also_true)
     assert "greek capital letter chi" not in sample.also_true
     assert sample.group == "U+0058"
-    assert sample.image.where == "U+03A7 in DejaVuSans (camera, seed 0)"
+    assert sample.media.where == "U+03A7 in DejaVuSans (camera, seed 0)"
     assert samples["U+0416/DejaVuSans"].captions == ("cyrillic capital letter zhe",)
 
 
@@ -98,7 +98,7 @@ def test_pictures_are_drawn_on_reading_and_travel_to_workers(opened):
     again = pickle.loads(pickle.dumps(sample))
     assert again == sample
     assert len(pickle.dumps(sample)) < 1_000
-    picture = again.image.read()
+    picture = again.media.read()
     assert (picture.mode, picture.size) == ("RGB", (drawing.SIDE, drawing.SIDE))
 
 
@@ -109,7 +109,7 @@ def test_a_look_is_a_function_of_seed_and_picture(look):
     assert [sample.id for sample in first.samples] == [sample.id for sample in again.samples]
     for sample, same, changed in zip(first.samples, reversed(again.samples[::-1]), other.samples, strict=True):
         assert np.array_equal(read_pixels(sample), read_pixels(same))
-        assert sample.image.key == same.image.key != changed.image.key
+        assert sample.media.key == same.media.key != changed.media.key
         assert np.array_equal(read_pixels(sample), read_pixels(changed)) == (look == "clean")
 
 
@@ -123,20 +123,20 @@ def test_shifted_looks_differ_from_print_and_from_each_other():
 def test_no_picture_is_blank(opened):
     for look in looks.LOOKS:
         for sample in opened["test"][::97]:
-            pixels = np.asarray(looks.draw_look(sample.image.glyph, look, 0), dtype=float)
+            pixels = np.asarray(looks.draw_look(sample.media.glyph, look, 0), dtype=float)
             assert np.ptp(pixels) > 30, (look, sample.id)
     for sample in opened["validation"]:
-        assert sample.image.read().getextrema()[0][0] < 200, sample.id
+        assert sample.media.read().getextrema()[0][0] < 200, sample.id
 
 
 def test_fonts_restrict_what_is_drawn():
     samples = glyphs.open_split(section(fonts=["mono"]), "validation", seed=0).samples
-    assert {sample.image.glyph.font for sample in samples} == set(characters.FONTS["mono"])
+    assert {sample.media.glyph.font for sample in samples} == set(characters.FONTS["mono"])
 
 
 def test_a_limit_keeps_alike_classes_whole():
     samples = glyphs.open_split(section(characters=40, look="clean"), "train", seed=0).samples
-    drawn = {sample.image.glyph.character for sample in samples}
+    drawn = {sample.media.glyph.character for sample in samples}
     assert 40 <= len(drawn) < 60
     for sample in samples:
         assert set(characters.map_alike()[sample.group]) <= drawn
@@ -197,7 +197,7 @@ def test_the_asset_finds_clean_print_by_name():
     samples = glyphs.open_split(section(look="clean", fonts=["sans"], characters=120), "test", seed=0).samples
     group_of = {sample.captions[0]: sample.group for sample in samples}
     with torch.no_grad():
-        inputs = processor(images=[sample.image.read() for sample in samples], return_tensors="pt")
+        inputs = processor(images=[sample.media.read() for sample in samples], return_tensors="pt")
         images = torch.nn.functional.normalize(model.get_image_features(**inputs).pooler_output)
         inputs = processor(text=list(group_of), padding=True, truncation=True, return_tensors="pt")
         texts = torch.nn.functional.normalize(model.get_text_features(**inputs).pooler_output)

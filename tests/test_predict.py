@@ -161,7 +161,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """``stop_after(n)`` interrupts in front of the n-th batch from now; ``calls`` counts the batches."""
     from mmtune.backbones import clip
 
-    embed, state = clip.embed_image, {"calls": 0, "left": -1}
+    embed, state = clip.embed_media, {"calls": 0, "left": -1}
 
     def counted(model: Any, batch: Any) -> Any:
         if state["left"] == 0:
@@ -174,7 +174,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         state.update(calls=0, left=number)
 
     stop.calls = lambda: state["calls"]  # type: ignore[attr-defined]
-    monkeypatch.setattr(clip, "embed_image", counted)
+    monkeypatch.setattr(clip, "embed_media", counted)
     monkeypatch.setattr(predict_run, "SAVE_SECONDS", 0.0)
     yield stop
 
@@ -257,8 +257,8 @@ def test_values_that_are_not_finite_stop(
 ) -> None:
     from mmtune.backbones import clip
 
-    embed = clip.embed_image
-    monkeypatch.setattr(clip, "embed_image", lambda model, batch: embed(model, batch) / 0)
+    embed = clip.embed_media
+    monkeypatch.setattr(clip, "embed_media", lambda model, batch: embed(model, batch) / 0)
     with pytest.raises(TrainingError, match="not finite, first for 00.png"):
         predict(tiny_clip_folder, pictures, output=tmp_path / "a.npy", device="cpu")
     assert not (tmp_path / "a.npy").exists()

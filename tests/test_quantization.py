@@ -30,7 +30,7 @@ def batch_of(backbone):
     return family.pad(
         processor,
         [
-            {**family.encode_image(processor, i), **family.encode_text(processor, t)}
+            {**family.encode_media(processor, i), **family.encode_text(processor, t)}
             for i, t in zip(images, texts, strict=True)
         ],
     )
@@ -41,7 +41,7 @@ def embeds_of(backbone):
 
     batch = batch_of(backbone)
     with torch.no_grad():
-        return torch.cat([backbone.family.embed_image(backbone.model, batch), embed_text(backbone, batch)], dim=-1)
+        return torch.cat([backbone.family.embed_media(backbone.model, batch), embed_text(backbone, batch)], dim=-1)
 
 
 def embed_text(backbone, batch):

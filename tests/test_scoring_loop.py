@@ -46,7 +46,7 @@ class FakeFamily:
         self.batches: list[tuple[str, int]] = []
         self.was_training: list[bool] = []
 
-    def encode_image(self, processor: Any, image: Image.Image) -> dict[str, torch.Tensor]:
+    def encode_media(self, processor: Any, image: Image.Image) -> dict[str, torch.Tensor]:
         return {"pixel_values": one_hot(image.getpixel((0, 0))[0])}
 
     def encode_text(self, processor: Any, text: str) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ class FakeFamily:
         self.was_training.append(any(module.training for module in model.modules()))
         return model(batch[name])
 
-    def embed_image(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def embed_media(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self._embed("pixel_values", model, batch)
 
     def embed_text(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -73,7 +73,7 @@ def fake_backbone() -> SimpleNamespace:
 
 
 def sample(name: str, number: int, *captions: str, **more: Any) -> Sample:
-    return Sample(id=name, image=PlainImage(number, more.pop("key", name)), captions=captions, **more)
+    return Sample(id=name, media=PlainImage(number, more.pop("key", name)), captions=captions, **more)
 
 
 SPLIT = (
@@ -230,7 +230,7 @@ def test_a_real_model_embeds_as_it_does_by_hand(tiny_clip: Any):
     samples = noisy_samples(5)
     embedded = embed(samples, tiny_clip, batch=2)
     processed = tiny_clip.processor(
-        text=list(embedded.texts), images=[s.image.read() for s in samples], return_tensors="pt", padding=True
+        text=list(embedded.texts), images=[s.media.read() for s in samples], return_tensors="pt", padding=True
     )
     with torch.no_grad():
         output = tiny_clip.model(**processed)

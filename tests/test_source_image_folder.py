@@ -59,7 +59,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     draw(tmp_path, f"train/owl/caf{strange}.png", f"train/h{strange}ron/a.png", f"train/h{strange}ron/b{strange}.png")
     found = opened(tmp_path, max_bad_fraction=0.9)
     assert captions(found) == {r"train/owl/caf\udce9.png": ("a photo of a owl",)}
-    assert found.samples[0].image.read().size == (4, 4), "the reference keeps the name's bytes"
+    assert found.samples[0].media.read().size == (4, 4), "the reference keeps the name's bytes"
     assert {item.reason for item in found.bad} == {
         r"caption is not UTF-8: column 'class' holds 'h\udce9ron'; rename the folder"
     }

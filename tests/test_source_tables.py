@@ -26,8 +26,8 @@ def test_a_plain_table(folder: Path) -> None:
     assert [sample.columns for sample in result.samples] == [{}, {"size": "3"}]
     assert result.bad == () and result.num_seen == 2
     sample = result.samples[1]
-    assert sample.image.read().getpixel((0, 0)) == (1, 0, 0)
-    assert sample.image.key == str(folder / "images" / "1.png")
+    assert sample.media.read().getpixel((0, 0)) == (1, 0, 0)
+    assert sample.media.key == str(folder / "images" / "1.png")
     assert pickle.loads(pickle.dumps(sample)) == sample
 
 

@@ -4,11 +4,11 @@ A family is a module with a ``FAMILY`` record and one function per thing it can 
 
     FAMILY: Family
     num_layers(config) -> {"vision": 12, "text": 12}                        # from config.json, no torch
-    encode_image(processor, image) -> {"pixel_values": float32[C, H, W]}
+    encode_media(processor, image) -> {"pixel_values": float32[C, H, W]}
     encode_text(processor, text) -> {"input_ids": int64[L], ...}            # cut to the text tower's limit
     num_tokens(processor, text) -> int                                      # before the cut
     pad(processor, encoded) -> {"pixel_values": float32[B, C, H, W], "input_ids": int64[B, L], ...}
-    embed_image(model, batch) -> float[B, D]                                # L2-normalised
+    embed_media(model, batch) -> float[B, D]                                # L2-normalised
     embed_text(model, batch) -> float[B, D]                                 # L2-normalised
     temperature(model) -> (log_scale: float[], bias: float[] | None)        # differentiable views of the parameters
     check(model, processor)                                                 # what only this family can get wrong

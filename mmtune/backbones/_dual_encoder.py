@@ -31,7 +31,7 @@ def num_layers(config: Mapping[str, Any], *, default: int = 12) -> dict[str, int
     return counts
 
 
-def encode_image(processor: Any, image: "Image") -> "dict[str, Tensor]":
+def encode_media(processor: Any, image: "Image") -> "dict[str, Tensor]":
     """One image as the image processor makes it: ``{"pixel_values": float32[C, H, W]}`` (and its companions).
 
     Raises:
@@ -76,7 +76,7 @@ def normalise(features: "Tensor") -> "Tensor":
     return torch.nn.functional.normalize(features, dim=-1, eps=1e-12)
 
 
-def embed_image(model: "nn.Module", batch: "Mapping[str, Tensor]") -> "Tensor":
+def embed_media(model: "nn.Module", batch: "Mapping[str, Tensor]") -> "Tensor":
     """Embeddings float[B, D] of ``batch["pixel_values"]``, L2-normalised, float32 at least."""
     inputs = {key: batch[key] for key in IMAGE_KEYS if key in batch}
     return normalise(model.get_image_features(**inputs).pooler_output)  # type: ignore[operator]

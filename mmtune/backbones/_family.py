@@ -21,6 +21,11 @@ class Section(StrictSection):
     """Which pretrained model to start from, and in which precision it is held."""
 
     id: str = Field(min_length=1, description="hub id, folder, or builtin:NAME")
+    family: str | None = Field(
+        None,
+        description="the backbone family, checked against config.json; null: config.json says; needed only where "
+        "config.json is out of reach (a tiny twin for a hub id, offline)",
+    )
     revision: str | None = Field(
         None, description="branch, tag or commit on the hub; the commit it stands for is shown and recorded"
     )

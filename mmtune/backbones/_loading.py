@@ -36,6 +36,11 @@ def describe(section: Section) -> Description:
             f"backbone {section.id!r}: config.json says model_type {model_type!r}, for which no family answers. "
             f"Families (model types): {known}"
         )
+    if section.family not in (None, family.FAMILY.name):
+        raise BackboneError(
+            f"backbone {section.id!r}: the recipe says family {section.family!r}, but model_type {model_type!r} of its "
+            f"config.json belongs to family {family.FAMILY.name!r}"
+        )
     _refuse_config(section, config)
     return Description(section.id, folder, commit, config, family, family.num_layers(config), section)
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmtune.backbones._dual_encoder import (
-    embed_image,
+    embed_media,
     embed_text,
-    encode_image,
+    encode_media,
     num_layers,
     spread_weights,
     stack_images,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILY",
     "check",
-    "embed_image",
+    "embed_media",
     "embed_text",
-    "encode_image",
+    "encode_media",
     "encode_text",
     "num_layers",
     "num_tokens",

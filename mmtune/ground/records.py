@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class ImageReference(Protocol):
+class MediaReference(Protocol):
     """Where an image is, not the image: picklable, small, read in the loader's workers."""
 
     @property
@@ -39,7 +39,7 @@ class Sample:
 
     Attributes:
         id: stable and unique within the source; every random draw for the sample is a function of (seed, epoch, id).
-        image: reference to the image, not decoded.
+        media: reference to the image, not decoded.
         captions: what may be drawn as its text; at least one, none empty.
         also_true: further captions that describe the image but are never drawn for it; a text among ``captions`` or
             ``also_true`` is never a negative of the image.
@@ -48,7 +48,7 @@ class Sample:
     """
 
     id: str
-    image: ImageReference
+    media: MediaReference
     captions: tuple[str, ...]
     also_true: tuple[str, ...] = ()
     group: str = ""

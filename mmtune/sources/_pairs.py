@@ -204,7 +204,7 @@ def merge_pairs(pairs: Iterable[Pair], quarantine: Quarantine) -> dict[SplitName
         owners[identity] = first.where
         sample = Sample(
             id=identity,
-            image=first.image,
+            media=first.image,
             captions=tuple(distinct(caption for row in rows for caption in row.captions)),
             group=printable(first.group),
             columns={name: printable(value) for name, value in first.columns.items()},
@@ -220,11 +220,11 @@ def open_checked(samples: Sequence[Sample], split: str, quarantine: Quarantine) 
         DataError: nothing is left.
     """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        reasons = list(pool.map(check_header, (sample.image.key for sample in samples)))
+        reasons = list(pool.map(check_header, (sample.media.key for sample in samples)))
     good = tuple(sample for sample, reason in zip(samples, reasons, strict=True) if reason is None)
     for sample, reason in zip(samples, reasons, strict=True):
         if reason is not None:
-            quarantine.add(sample.image.where, reason, split)
+            quarantine.add(sample.media.where, reason, split)
     bad = quarantine.of(split)
     if not good:
         first = f"; first: {bad[0].where}: {bad[0].reason}" if bad else ""

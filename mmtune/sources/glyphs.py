@@ -110,7 +110,7 @@ def _make_sample(glyph: Glyph, section: Section) -> Sample:
     others = (character for character in map_alike()[glyph.alike] if character != glyph.character)
     return Sample(
         id=glyph.key,
-        image=GlyphReference(glyph, section.look, section.seed),
+        media=GlyphReference(glyph, section.look, section.seed),
         captions=(caption_of(glyph.character),),
         also_true=tuple(caption_of(character) for character in others),
         group=glyph.alike,
