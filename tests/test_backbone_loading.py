@@ -131,8 +131,11 @@ def test_damaged_weights_are_an_error_not_a_traceback(copied):
 
 
 def test_a_config_without_family_lists_the_families(changed_copy, tiny_clip_folder):
-    folder = changed_copy(tiny_clip_folder, model_type="blip")
-    with pytest.raises(BackboneError, match=r"'blip'.*clip \(clip\); siglip \(siglip, siglip2\)"):
+    folder = changed_copy(tiny_clip_folder, model_type="clop")
+    with pytest.raises(BackboneError, match=r"'clop'.*clip \(clip\);.*siglip \(siglip, siglip2\).*nearest: clip"):
+        describe(Section(id=str(folder)))
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(BackboneError, match=r"says no model_type.*; clip \(clip\)"):
         describe(Section(id=str(folder)))
     (folder / "config.json").write_text("{")
     with pytest.raises(BackboneError, match="not readable as JSON"):
@@ -233,3 +236,31 @@ def test_a_family_that_the_recipe_names_must_be_the_one_that_answers(tiny_clip_f
     assert describe(Section(id=str(tiny_clip_folder), family="clip")).family.FAMILY.name == "clip"
     with pytest.raises(BackboneError, match="family 'siglip', but model_type 'clip' of its config.json belongs to"):
         describe(Section(id=str(tiny_clip_folder), family="siglip"))
+
+
+def test_the_family_file_that_the_message_shows_works_once_its_fields_are_filled_in(tmp_path, monkeypatch):
+    import types
+
+    from mmtune.backbones import tiny_folder
+    from mmtune.ground.kind_folder import kinds
+
+    section = Section(id=str(tiny_folder("chinese_clip", tmp_path / "twin")))
+    expected = load(section)
+    monkeypatch.delitem(kinds("backbones"), "chinese_clip")
+    with pytest.raises(BackboneError) as caught:
+        load(section)
+    assert "in mmtune/backbones/chinese_clip.py" in str(caught.value) and len(str(caught.value).splitlines()) < 25
+    written = str(caught.value).partition(":\n\n")[2]
+    family = types.ModuleType("written")
+    monkeypatch.setitem(kinds("backbones"), "chinese_clip", family)
+    exec(written, family.__dict__)
+    with pytest.raises(AttributeError, match="ChineseClipProcessor"):
+        load(section)
+    written = written.replace("ChineseClipProcessor", "ChineseCLIPProcessor")
+    exec(written, family.__dict__)
+    with pytest.raises(BackboneError, match=r"'text_model.encoder.layers' \(nearest: .*text_model.encoder.layer\b"):
+        load(section)
+    exec(written.replace("text_model.encoder.layers", "text_model.encoder.layer"), family.__dict__)
+    found = load(section)
+    ids = found.family.pad(found.processor, [found.family.encode_text(found.processor, "a cat")])
+    assert found.family.embed_text(found.model, ids).equal(expected.family.embed_text(expected.model, ids))

@@ -4,33 +4,49 @@ A family is a module with a ``FAMILY`` record and one function per thing it can 
 
     FAMILY: Family
     num_layers(config) -> {"vision": 12, "text": 12}                        # from config.json, no torch
-    encode_media(processor, image) -> {"pixel_values": float32[C, H, W]}
+    encode_media(processor, image) -> {"pixel_values": float32[C, H, W]}     # or a sound, always the same
     encode_text(processor, text) -> {"input_ids": int64[L], ...}            # cut to the text tower's limit
     num_tokens(processor, text) -> int                                      # before the cut
     pad(processor, encoded) -> {"pixel_values": float32[B, C, H, W], "input_ids": int64[B, L], ...}
-    embed_media(model, batch) -> float[B, D]                                # L2-normalised
+    embed_media(model, batch) -> float[B, D]                                # L2-normalised; or float[B, Q, D], several
+                                                                            # vectors each: the nearest one counts
     embed_text(model, batch) -> float[B, D]                                 # L2-normalised
     temperature(model) -> (log_scale: float[], bias: float[] | None)        # differentiable views of the parameters
     check(model, processor)                                                 # what only this family can get wrong
     tiny(model_type) -> (model, processor)                                  # random weights, real classes
 
+It may have these too; the default is in brackets::
+
+    family_for(config) -> Family                 # its record for one config.json [FAMILY]; see Description.traits
+    load_processor(description) -> processor     # [AutoTokenizer and AutoImageProcessor in the family's class]
+    encode_drawn(processor, media, generator) -> as encode_media    # in training, where encoding draws [encode_media]
+    text_limit(model.config) -> int              # longest text in tokens [text_config.max_position_embeddings]
+    clamp_temperature(model, max_log_scale)      # where temperature() gives no parameter but what follows from one
+    after_loading(model)                         # adds what transformers' class lacks
+    before_saving(model)                         # writes what was added, and is no tensor of the class, into its config
+
 Files that begin with ``_`` are shared by the families. Nothing here imports torch or transformers at its top.
 """
 
+from mmtune.backbones._describing import at_commits, describe, pinned
 from mmtune.backbones._family import Backbone, Description, Family, Section
 from mmtune.backbones._hub_files import component_files
-from mmtune.backbones._loading import describe, load, original_weight_names, pinned
-from mmtune.backbones._tiny_twin import tiny_folder
+from mmtune.backbones._loading import load, original_weight_names
+from mmtune.backbones._temperature import clamp_temperature
+from mmtune.backbones._tiny_twin import tiny_folder, tiny_section
 
 __all__ = [
     "Backbone",
     "Description",
     "Family",
     "Section",
+    "at_commits",
+    "clamp_temperature",
     "component_files",
     "describe",
     "load",
     "original_weight_names",
     "pinned",
     "tiny_folder",
+    "tiny_section",
 ]

@@ -18,9 +18,23 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Section(StrictSection):
-    """Which pretrained model to start from, and in which precision it is held."""
+    """Which pretrained model to start from, and in which precision it is held.
 
-    id: str = Field(min_length=1, description="hub id, folder, or builtin:NAME")
+    Either one model with both towers (``id``), or two encoders that become one (``vision`` and ``text``).
+    """
+
+    id: str | None = Field(
+        None, min_length=1, description="hub id, folder, or builtin:NAME; null: two encoders, vision and text"
+    )
+    vision: str | None = Field(
+        None, min_length=1, description="hub id or folder of an image encoder, to be paired with `text`; then no `id`"
+    )
+    text: str | None = Field(
+        None, min_length=1, description="hub id or folder of a text encoder, to be paired with `vision`; then no `id`"
+    )
+    projection_dim: int | None = Field(
+        None, ge=1, description="width of the embeddings of a `vision` and `text` pair; null: 512"
+    )
     family: str | None = Field(
         None,
         description="the backbone family, checked against config.json; null: config.json says; needed only where "
@@ -29,6 +43,8 @@ class Section(StrictSection):
     revision: str | None = Field(
         None, description="branch, tag or commit on the hub; the commit it stands for is shown and recorded"
     )
+    vision_revision: str | None = Field(None, description="as revision, for the `vision` encoder of a pair")
+    text_revision: str | None = Field(None, description="as revision, for the `text` encoder of a pair")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="number format of the weights that are not quantized"
     )
@@ -42,9 +58,52 @@ class Section(StrictSection):
         False, description="run the repository's own Python code; needs a revision that is a 40-digit commit"
     )
 
+    @property
+    def name(self) -> str:
+        """What messages call the backbone: its id, of two encoders both."""
+        return self.id if self.id is not None else f"{self.vision} + {self.text}"
+
+    def encoder(self, part: str) -> "Section":
+        """The section of one encoder of a pair (``vision`` or ``text``), alone."""
+        own = {"id": self.vision, "revision": self.vision_revision}
+        if part == "text":
+            own = {"id": self.text, "revision": self.text_revision}
+        unset = dict.fromkeys(("vision", "text", "projection_dim", "vision_revision", "text_revision"))
+        return self.model_copy(update={**unset, **own})
+
+    @model_validator(mode="after")
+    def _is_one_model_or_two_encoders(self) -> Self:
+        of_pair = ("vision", "text", "projection_dim", "vision_revision", "text_revision")
+        given = [key for key in of_pair if getattr(self, key) is not None]
+        if self.id is not None and given:
+            raise ValueError(
+                f"id names a whole model ({self.id!r}), and {', '.join(given)} belong to a pair of two encoders: "
+                "write id alone, or leave it out and write vision and text"
+            )
+        if self.id is None and not given:
+            raise ValueError(
+                "names no model: write id (a model with both towers), or vision and text (two encoders to pair)"
+            )
+        if self.id is None:
+            self._check_pair()
+        return self
+
+    def _check_pair(self) -> None:
+        missing = [part for part in ("vision", "text") if getattr(self, part) is None]
+        if missing:
+            raise ValueError(
+                f"a pair needs both of its encoders, and {' and '.join(missing)} is not given: write vision and text"
+            )
+        if self.revision is not None:
+            raise ValueError(
+                "revision belongs to id; each encoder of a pair has its own: vision_revision and text_revision"
+            )
+        if self.trust_remote_code:
+            raise ValueError("trust_remote_code is not for a pair: its encoders are loaded by transformers' own code")
+
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> Self:
-        if self.trust_remote_code and not COMMIT.fullmatch(self.revision or ""):
+        if self.id is not None and self.trust_remote_code and not COMMIT.fullmatch(self.revision or ""):
             raise ValueError(
                 f"trust_remote_code runs code from {self.id!r}: pin what was read with revision: <40-digit commit> "
                 f"(revision is {self.revision!r})"
@@ -70,6 +129,12 @@ class Family:
         targets: corrections of what is found by structure: target word -> part -> pattern of module names.
         new_weights: patterns of weights that a checkpoint may lack.
         ignored_weights: patterns of weights that a checkpoint may hold and the model does not.
+        modality: what is matched with text: ``image`` or ``audio``.
+        idle: patterns of modules inside the parts that no ability runs: never adapted, never trained.
+        whole_forward: for models without ``get_image_features``: the arguments of ``forward`` beside the inputs, and
+            the output that holds the cosine of every image with every text; what a merge is proven with.
+        unquantizable: value of ``quantize`` -> why it does not work.
+        made_of: part -> what it is made of, for parts without the linear layers that adapters stand beside.
     """
 
     name: str
@@ -85,28 +150,29 @@ class Family:
     targets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     new_weights: tuple[str, ...] = ()
     ignored_weights: tuple[str, ...] = ()
+    modality: Literal["image", "audio"] = "image"
+    idle: tuple[str, ...] = ()
+    unquantizable: Mapping[str, str] = field(default_factory=dict)
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    whole_forward: tuple[Mapping[str, Any], str] | None = None
 
 
 @dataclass(frozen=True)
-class Description:
-    """What config.json alone says about a backbone.
+class Place:
+    """Where a model's files lie.
 
     Attributes:
         id: as the recipe wrote it.
         folder: where its files lie (for a hub id the snapshot folder of the local cache).
         commit: the commit that the hub's revision stood for; None for a folder.
         config: config.json, parsed.
-        family: the family's module.
-        num_layers: part -> number of layers.
-        section: what was described.
+        section: what was looked for.
     """
 
     id: str
     folder: Path
     commit: str | None
     config: dict[str, Any]
-    family: ModuleType
-    num_layers: dict[str, int]
     section: Section
 
     @property
@@ -116,17 +182,62 @@ class Description:
         return self.folder.resolve().name if is_folder else self.id
 
 
+@dataclass(frozen=True)
+class Description(Place):
+    """What config.json alone says about a backbone.
+
+    A pair of two encoders has the ``config`` of the model they become, the folder of its image encoder, and no commit
+    of its own.
+
+    Attributes:
+        family: the family's module.
+        num_layers: part -> number of layers, for the parts that have a list of them.
+        encoders: part -> the encoder it is made of, for a pair.
+    """
+
+    family: ModuleType
+    num_layers: dict[str, int]
+    encoders: Mapping[str, Place] = field(default_factory=dict)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Everything it is read from: the encoders of a pair, else itself."""
+        return tuple(self.encoders.values()) or (self,)
+
+    @property
+    def commits(self) -> dict[str, str | None]:
+        """The commits as a manifest records them: ``commit``, of a pair also ``vision_commit`` and ``text_commit``."""
+        return {"commit": self.commit, **{f"{part}_commit": one.commit for part, one in self.encoders.items()}}
+
+    @property
+    def traits(self) -> Family:
+        """What the family declares for this checkpoint: its ``family_for(config)`` where it has one, else ``FAMILY``.
+
+        Paths of parts and layers are read from here; ``family.FAMILY`` alone is for what a name or a search needs.
+        """
+        concrete = getattr(self.family, "family_for", None)
+        traits: Family = self.family.FAMILY if concrete is None else concrete(self.config)
+        return traits
+
+    @property
+    def short_id(self) -> str:
+        """For what is shared: the id, of a folder its name alone; of a pair both."""
+        return " + ".join(one.short_id for one in self.encoders.values()) or super().short_id
+
+
 @dataclass
 class Backbone:
     """A loaded model with all that belongs to it. The model is in eval mode and asks for no gradient.
 
     Attributes:
         model: transformers' model.
-        processor: has ``image_processor`` (the Pillow one) and ``tokenizer``.
+        processor: has ``image_processor`` (the Pillow one; for sound ``feature_extractor``) and ``tokenizer``.
         family: the family's module.
         description: what config.json said.
         weight_hash: sha256 over the weight files, hex.
         section: what the recipe said.
+        fresh: names of the parameters that no checkpoint holds: drawn at loading from a fixed seed, the same every
+            time; every adapter trains them in full.
     """
 
     model: "nn.Module"
@@ -135,16 +246,23 @@ class Backbone:
     description: Description
     weight_hash: str
     section: Section
+    fresh: tuple[str, ...] = ()
+
+    @property
+    def traits(self) -> Family:
+        """``description.traits``."""
+        return self.description.traits
 
     def record(self) -> dict[str, str | None]:
         """What a manifest keeps of the backbone."""
+        reader = "image_processor" if self.traits.modality == "image" else "feature_extractor"
         return {
-            "id": self.section.id,
+            "id": self.section.name,
             "revision": self.section.revision,
-            "commit": self.description.commit,
+            **self.description.commits,
             "weight_hash": self.weight_hash,
-            "family": self.family.FAMILY.name,
+            "family": self.traits.name,
             "dtype": self.section.dtype,
             "quantize": self.section.quantize,
-            "image_processor": type(self.processor.image_processor).__name__,
+            reader: type(getattr(self.processor, reader)).__name__,
         }

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmtune.backbones._family import COMMIT, Description, Section
+from mmtune.backbones._family import COMMIT, Description, Place, Section
 from mmtune.ground.errors import BackboneError
 
 COMPONENTS = (
@@ -37,23 +37,27 @@ SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 BUILTIN = "builtin:"
 
 
+class UnreachableError(BackboneError):
+    """It may well be there, but cannot be had from here."""
+
+
 def locate(section: Section) -> tuple[Path, str | None]:
     """The folder with config.json, and the commit where the backbone comes from the hub.
 
     Raises:
         BackboneError: nothing is there, it may not be read, or the hub cannot be reached; the message says what to do.
     """
-    if section.id.startswith(BUILTIN):
+    if section.name.startswith(BUILTIN):
         return _builtin_folder(section), None
-    folder = Path(section.id).expanduser()
+    folder = Path(section.name).expanduser()
     if folder.is_dir():
         return _local_folder(section, folder), None
-    if section.id.startswith((".", "/", "~")) or section.id.count("/") > 1 or "\\" in section.id:
-        raise BackboneError(f"backbone {section.id!r}: there is no such folder (looked for {folder.absolute()})")
+    if section.name.startswith((".", "/", "~")) or section.name.count("/") > 1 or "\\" in section.name:
+        raise BackboneError(f"backbone {section.name!r}: there is no such folder (looked for {folder.absolute()})")
     config = Path(_download(section, section.revision, "config.json"))
     commit = config.parent.name
     if not COMMIT.fullmatch(commit):
-        raise BackboneError(f"backbone {section.id!r}: its files lie in {config.parent}, which is named by no commit")
+        raise BackboneError(f"backbone {section.name!r}: its files lie in {config.parent}, which is named by no commit")
     return config.parent, commit
 
 
@@ -78,28 +82,39 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 def component_files(description: Description) -> list[Path]:
     """The backbone's own processor, tokenizer, chat-template and generation files, sorted by name.
 
-    For a hub backbone they are fetched first (and the repository's code, where the section trusts it).
+    For a hub backbone they are fetched first (and the repository's code, where the section trusts it). A pair has
+    none of its own: those of its encoders are fetched, and do not make one processor.
 
     Raises:
         BackboneError: the hub cannot be reached and the cache lacks them.
     """
-    if description.commit is not None:
-        _fetch_components(description)
+    for place in description.places:
+        if place.commit is not None:
+            _fetch_components(place)
+    if description.encoders:
+        return []
     return sorted(path for name in COMPONENTS if (path := description.folder / name).is_file())
 
 
 def weight_files(description: Description) -> list[Path]:
     """The files that hold the weights, sorted by name: safetensors, or ``.bin`` where only those exist and may be read.
 
+    Those of a pair are its image encoder's, then its text encoder's.
+
     Raises:
         BackboneError: there are none, or only ``.bin`` files and ``allow_pickle`` is not set; a shard is missing.
     """
+    return [file for place in description.places for file in weight_files_at(place)]
+
+
+def weight_files_at(description: Place) -> list[Path]:
+    """``weight_files`` of one repository or folder."""
     names = [SAFETENSORS, PICKLE] if description.section.allow_pickle else [SAFETENSORS]
     for name in names:
         if files := _weights_named(description, name):
             return files
     if description.commit is not None and _is_offline():
-        raise BackboneError(_unreachable(description.id, description.commit, offline=True))
+        raise UnreachableError(_unreachable(description.id, description.commit, offline=True))
     nothing = f"backbone {description.id!r} has no {' and no '.join(names)} in {description.folder}"
     if PICKLE in names:
         raise BackboneError(nothing)
@@ -109,7 +124,7 @@ def weight_files(description: Description) -> list[Path]:
     )
 
 
-def _weights_named(description: Description, name: str) -> list[Path]:
+def _weights_named(description: Place, name: str) -> list[Path]:
     """The single file of that name, or the shards its index lists; empty where there is neither."""
     if single := _fetch(description, name):
         return [single]
@@ -123,7 +138,7 @@ def _weights_named(description: Description, name: str) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def _fetch(description: Description, name: str, *, required: bool = False) -> Path | None:
+def _fetch(description: Place, name: str, *, required: bool = False) -> Path | None:
     """A file of the backbone, downloaded where need be; None where a folder has no such file, or a repository
     has none and it is not ``required``. Offline, what is not in the cache counts as absent."""
     if description.commit is None:
@@ -138,7 +153,7 @@ def _download(section: Section, revision: str | None, name: str, *, required: bo
 
     with _explained(section):
         try:
-            return Path(huggingface_hub.hf_hub_download(section.id, name, revision=revision))
+            return Path(huggingface_hub.hf_hub_download(section.name, name, revision=revision))
         except LocalEntryNotFoundError:
             if required or not _is_offline():
                 raise
@@ -146,7 +161,7 @@ def _download(section: Section, revision: str | None, name: str, *, required: bo
         except EntryNotFoundError as error:
             if not required:
                 return None
-            raise BackboneError(f"backbone {section.id!r}: the repository has no {name}") from error
+            raise BackboneError(f"backbone {section.name!r}: the repository has no {name}") from error
 
 
 def _is_offline() -> bool:
@@ -155,7 +170,7 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _fetch_components(description: Description) -> None:
+def _fetch_components(description: Place) -> None:
     import huggingface_hub
 
     patterns = list(COMPONENTS) + (["*.py"] if description.section.trust_remote_code else [])
@@ -183,12 +198,12 @@ def _explained(section: Section) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
     transport_error = getattr(errors, "HTTPError", errors.HfHubHTTPError)  # the HTTP library's own, whichever it is
-    name, revision = section.id, section.revision or "main"
+    name, revision = section.name, section.revision or "main"
     page = f"{constants.ENDPOINT}/{name}"
     try:
         yield
     except errors.GatedRepoError as error:
-        raise BackboneError(
+        raise UnreachableError(
             f"backbone {name!r} is gated: accept its terms at {page} with your account, then log in with "
             f"`hf auth login` or set HF_TOKEN"
         ) from error
@@ -205,7 +220,7 @@ def _explained(section: Section) -> Iterator[None]:
         raise BackboneError(f"backbone {name!r} is neither a folder here nor a hub id: {error}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         offline = constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled)
-        raise BackboneError(_unreachable(name, revision, offline)) from error
+        raise UnreachableError(_unreachable(name, revision, offline)) from error
     except (transport_error, errors.HfHubHTTPError) as error:
         raise BackboneError(f"backbone {name!r}: the hub did not answer as expected: {error}") from error
 
@@ -221,7 +236,7 @@ def _unreachable(name: str, revision: str, offline: bool) -> str:
 
 
 def _builtin_folder(section: Section) -> Path:
-    name = section.id.removeprefix(BUILTIN)
+    name = section.name.removeprefix(BUILTIN)
     _refuse_revision(section, "a builtin backbone")
     assets = Path(__file__).resolve().parents[1] / "assets"
     folder = assets / name.replace("-", "_")
@@ -239,5 +254,5 @@ def _local_folder(section: Section, folder: Path) -> Path:
 def _refuse_revision(section: Section, what: str) -> None:
     if section.revision is not None:
         raise BackboneError(
-            f"backbone {section.id!r} is {what}, which has no revision {section.revision!r}: leave it out"
+            f"backbone {section.name!r} is {what}, which has no revision {section.revision!r}: leave it out"
         )

@@ -1,4 +1,4 @@
-"""Describe a backbone from config.json alone, and load it so that nothing is missing, added or guessed."""
+"""Load a backbone so that nothing is missing, added or guessed."""
 
 import difflib
 import hashlib
@@ -6,50 +6,18 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mmtune.backbones import _hub_files as hub
+from mmtune.backbones._describing import describe
 from mmtune.backbones._family import Backbone, Description, Family, Section
 from mmtune.ground.errors import BackboneError
-from mmtune.ground.kind_folder import kinds
 from mmtune.ground.library_notes import silence_library_notes
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-
-def describe(section: Section) -> Description:
-    """Read config.json (of a hub backbone, that one file is fetched); no torch, no transformers, no weights.
-
-    Raises:
-        BackboneError: the backbone cannot be found or read, or no family answers for its model type.
-    """
-    folder, commit = hub.locate(section)
-    config = hub.read_config(folder, section.id)
-    model_type = config.get("model_type")
-    families = kinds("backbones")
-    family = next((one for one in families.values() if model_type in one.FAMILY.model_types), None)
-    if family is None:
-        known = "; ".join(f"{name} ({', '.join(one.FAMILY.model_types)})" for name, one in families.items())
-        raise BackboneError(
-            f"backbone {section.id!r}: config.json says model_type {model_type!r}, for which no family answers. "
-            f"Families (model types): {known}"
-        )
-    if section.family not in (None, family.FAMILY.name):
-        raise BackboneError(
-            f"backbone {section.id!r}: the recipe says family {section.family!r}, but model_type {model_type!r} of its "
-            f"config.json belongs to family {family.FAMILY.name!r}"
-        )
-    _refuse_config(section, config)
-    return Description(section.id, folder, commit, config, family, family.num_layers(config), section)
-
-
-def pinned(description: Description) -> Section:
-    """The section with the commit that was found as its revision: loading it again gives the same files."""
-    if description.commit is None:
-        return description.section
-    return description.section.model_copy(update={"revision": description.commit})
 
 
 def load(
@@ -75,31 +43,38 @@ def load(
     processor = _load_processor(description)
     dtype = dtype if dtype is not None else section.dtype
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    model = _load_model(description, files, device, dtype)
-    family = description.family
-    _check_parts(model, family.FAMILY, description.num_layers)
+    family, traits = description.family, description.traits
+    model, fresh = (_load_pair if description.encoders else _load_model)(description, files, device, dtype)
+    if hasattr(family, "after_loading"):
+        family.after_loading(model)
+    _check_parts(model, traits, description.num_layers)
     if section.quantize is not None:
         from mmtune.backbones import _quantization
 
-        _quantization.check(model, family.FAMILY)
+        _quantization.check(model, traits)
         _quantization.keep_packing(model)
         if dequantize:
             _quantization.dequantize(model)
-    _limit_text(model, processor)
+    _limit_text(family, model, processor)
     try:
         family.check(model, processor)
     except BackboneError as error:
-        raise BackboneError(f"backbone {section.id!r}: {error}") from error
+        raise BackboneError(f"backbone {section.name!r}: {error}") from error
     model.requires_grad_(False).eval()
-    return Backbone(model, processor, family, description, _hash_files(files), section)
+    weight_hash = _hash_files(files, [model.get_parameter(name).shape for name in fresh])
+    return Backbone(model, processor, family, description, weight_hash, section, fresh)
 
 
 def original_weight_names(description: Description) -> set[str]:
-    """The names of the weights in the backbone's own files.
+    """The names of the weights in the backbone's own files; of a pair, those of the model that it becomes.
 
     Raises:
         BackboneError: as ``load`` where the files cannot be had.
     """
+    if description.encoders:
+        from mmtune.backbones import _encoder_pair
+
+        return _encoder_pair.weight_names(description)
     names: set[str] = set()
     for file in hub.weight_files(description):
         if file.suffix == ".safetensors":
@@ -114,42 +89,48 @@ def original_weight_names(description: Description) -> set[str]:
     return names
 
 
-def _refuse_config(section: Section, config: dict[str, Any]) -> None:
-    if "quantization_config" in config:
-        raise BackboneError(
-            f"backbone {section.id!r} is stored quantized: give the full-precision repository it was made from "
-            f"and backbone.quantize"
-        )
-    foreign = sorted(ref for ref in (config.get("auto_map") or {}).values() if "--" in str(ref))
-    if section.trust_remote_code and foreign:
-        raise BackboneError(
-            f"backbone {section.id!r} takes its code from another repository, which its commit does not pin: "
-            f"{', '.join(foreign)}"
-        )
-
-
 def _load_processor(description: Description) -> Any:
-    """The family's processor, made of the repository's tokenizer and its Pillow image processor."""
-    import transformers
-
+    """The processor as the family loads it, from files that were all fetched before."""
     from mmtune.backbones._quiet_loading import quiet
 
     hub.component_files(description)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are encoded one by one; else it warns at each fork
-    folder, trust = str(description.folder), description.section.trust_remote_code
-    options = {"trust_remote_code": trust, "local_files_only": True}
     with quiet():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-            pictures = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+            if description.encoders:
+                from mmtune.backbones import _encoder_pair
+
+                return _encoder_pair.load_processor(description)
+            return getattr(description.family, "load_processor", _image_and_text_processor)(description)
         except (OSError, ValueError, ImportError) as error:
             raise BackboneError(f"backbone {description.id!r}: its processor does not load: {error}") from error
-        family: Family = description.family.FAMILY
-        made = getattr(transformers, family.processor_classes[description.config["model_type"]])
-        return made(image_processor=pictures, tokenizer=tokenizer)
 
 
-def _load_model(description: Description, files: list[Path], device: str, dtype: "torch.dtype") -> Any:
+def _image_and_text_processor(description: Description) -> Any:
+    """The family's processor class around the repository's tokenizer and its Pillow image processor."""
+    import transformers
+
+    folder, trust = str(description.folder), description.section.trust_remote_code
+    options = {"trust_remote_code": trust, "local_files_only": True}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    pictures = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+    made = getattr(transformers, description.traits.processor_classes[description.config["model_type"]])
+    return made(image_processor=pictures, tokenizer=tokenizer)
+
+
+def _load_pair(
+    description: Description, files: list[Path], device: str, dtype: "torch.dtype"
+) -> tuple[Any, tuple[str, ...]]:
+    """As ``_load_model`` for two encoders; the names are those of the projections and of a pooler that was lacking."""
+    from mmtune.backbones import _encoder_pair
+
+    return _encoder_pair.load_pair(description, device, dtype)
+
+
+def _load_model(
+    description: Description, files: list[Path], device: str, dtype: "torch.dtype"
+) -> tuple[Any, tuple[str, ...]]:
+    """The model, and the names of its freshly drawn parameters: none, a checkpoint holds them all."""
     import pickle
 
     import transformers
@@ -157,7 +138,7 @@ def _load_model(description: Description, files: list[Path], device: str, dtype:
 
     from mmtune.backbones._quiet_loading import quiet
 
-    family: Family = description.family.FAMILY
+    family = description.traits
     options: dict[str, Any] = {"dtype": dtype}
     if description.section.quantize is not None:
         from mmtune.backbones import _quantization
@@ -178,7 +159,7 @@ def _load_model(description: Description, files: list[Path], device: str, dtype:
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
             raise BackboneError(f"backbone {description.id!r} does not load: {error}") from error
     _check_weights(description.id, family, report)
-    return model if description.section.quantize is not None else model.to(device)
+    return model if description.section.quantize is not None else model.to(device), ()
 
 
 def _check_weights(name: str, family: Family, report: dict[str, Any]) -> None:
@@ -233,18 +214,26 @@ def _nearest(path: str, there: dict[str, Any]) -> str:
     return f"there is no {path!r}" + (f" (nearest: {', '.join(near)})" if near else "")
 
 
-def _limit_text(model: "nn.Module", processor: Any) -> None:
+def _limit_text(family: ModuleType, model: "nn.Module", processor: Any) -> None:
     """The tokenizer cuts at the text tower's limit, whatever the tokenizer's own files say."""
-    config: Any = model.config
-    limit = int(config.text_config.max_position_embeddings)
+    limit = int(getattr(family, "text_limit", _positions_of_the_text_tower)(model.config))
     processor.tokenizer.model_max_length = min(limit, processor.tokenizer.model_max_length)
 
 
-def _hash_files(files: list[Path]) -> str:
-    """sha256 over the files' bytes in the order of their names, hex."""
+def _positions_of_the_text_tower(config: Any) -> int:
+    return int(config.text_config.max_position_embeddings)
+
+
+def _hash_files(files: list[Path], fresh: "list[torch.Size]") -> str:
+    """sha256 over the files' bytes in the order of their names, then what is drawn for ``fresh`` (float32), hex."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda path: path.name):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
+    if fresh:
+        from mmtune.backbones import _encoder_pair
+
+        for values in _encoder_pair.drawn(fresh):
+            digest.update(values.numpy().tobytes())
     return digest.hexdigest()

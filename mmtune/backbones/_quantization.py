@@ -44,7 +44,7 @@ def load_options(quantize: str, family: Family, dtype: "torch.dtype", device: st
 
 def quantized_names(model: "nn.Module") -> list[str]:
     """The names of the layers that are held in 4 or 8 bit."""
-    return [name for name, module in model.named_modules() if _is_quantized(module)]
+    return [name for name, module in model.named_modules() if is_quantized(module)]
 
 
 def keep_packing(model: "nn.Module") -> None:
@@ -68,7 +68,7 @@ def check(model: "nn.Module", family: Family) -> None:
     """
     import torch
 
-    linear = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear or _is_quantized(m)]
+    linear = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear or is_quantized(m)]
     wanted = {name for name in linear if not _is_kept(name, family)}
     found = set(quantized_names(model))
     problems = [f"{name} was not quantized" for name in sorted(wanted - found)]
@@ -93,7 +93,7 @@ def dequantize(model: "nn.Module") -> None:
 def _plain(layer: Any) -> "nn.Linear":
     import torch
 
-    weight, bias = _values(layer), layer.bias
+    weight, bias = layer_values(layer), layer.bias
     plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device="meta")
     plain.weight = torch.nn.Parameter(weight.to(torch.float32), requires_grad=False)
     if bias is not None:
@@ -101,7 +101,7 @@ def _plain(layer: Any) -> "nn.Linear":
     return plain.train(layer.training)
 
 
-def _values(layer: Any) -> "torch.Tensor":
+def layer_values(layer: Any) -> "torch.Tensor":
     """The values that a quantized layer stands for, float[out, in].
 
     Source: bitsandbytes ``dequantize_4bit``; int8 with one scale per row, value = int8 x row maximum / 127.
@@ -118,7 +118,8 @@ def _values(layer: Any) -> "torch.Tensor":
     return layer.weight.data.to(torch.float32) * (scale.to(torch.float32).view(-1, 1) / 127)
 
 
-def _is_quantized(module: "nn.Module") -> bool:
+def is_quantized(module: "nn.Module") -> bool:
+    """Whether a layer is held in 4 or 8 bit."""
     return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
 
 

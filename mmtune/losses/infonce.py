@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mmtune.ground.sections import StrictSection
+from mmtune.losses._cosines import cosines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ def loss(
     bias: "Tensor | None" = None,
 ) -> "Tensor":
     """Mean loss of the batch, ``float[]``. ``bias`` cancels in a softmax and is ignored."""
-    logits = log_scale.exp() * image_embeds @ text_embeds.T
+    logits = cosines(log_scale.exp() * image_embeds, text_embeds)
     return (_one_direction(logits, positives) + _one_direction(logits.T, positives.T)) / 2
 
 

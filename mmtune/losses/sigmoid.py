@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mmtune.ground.sections import StrictSection
+from mmtune.losses._cosines import cosines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ def loss(
     """Loss of the batch per image, ``float[]``."""
     import torch
 
-    logits = log_scale.exp() * image_embeds @ text_embeds.T
+    logits = cosines(log_scale.exp() * image_embeds, text_embeds)
     if bias is not None:
         logits = logits + bias
     signs = torch.where(positives, 1.0, -1.0).to(logits.dtype)

@@ -2,7 +2,7 @@
 
 A metric is a module with a ``METRIC`` record and one pure function of the same name on numpy arrays. Retrieval metrics
 work on *ranks* (`_ranking.py`), one per query, and are named by direction and key: ``text_to_image_recall@1``,
-``image_to_text_median_rank``. `_bootstrap.py` gives the interval of a difference, `_evaluate_metric.py` wraps a metric
+``audio_to_text_median_rank``. `_bootstrap.py` gives the interval of a difference, `_evaluate_metric.py` wraps a metric
 as an ``evaluate.Metric`` on demand.
 """
 
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     import evaluate
     import numpy as np
 
-DIRECTIONS = ("text_to_image", "image_to_text")
+MODALITIES = ("image", "audio")
+"""What may be matched with text."""
+
+
+def directions(modality: str) -> tuple[str, str]:
+    """``("text_to_image", "image_to_text")`` for images: who asks for whom."""
+    return f"text_to_{modality}", f"{modality}_to_text"
+
+
+DIRECTIONS = directions("image")
+"""The directions of images."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +75,19 @@ def records() -> dict[str, MetricRecord]:
     return {r.key: r for r in sorted(found, key=lambda r: (not r.cutoffs, r.key))}
 
 
-def retrieval_scores() -> tuple[ScoreName, ...]:
+def retrieval_scores(modality: str = "image") -> tuple[ScoreName, ...]:
     """Every score of a retrieval split, both directions: what ``scores.json`` has and ``train.best`` may name."""
     return tuple(
         ScoreName(f"{direction}_{record.key}" + ("" if k is None else f"@{k}"), direction, record, k)
-        for direction in DIRECTIONS
+        for direction in directions(modality)
         for record in records().values()
         for k in (record.cutoffs or (None,))
     )
+
+
+def best_score(named: str | None, modality: str) -> str:
+    """The score that chooses the best checkpoint: the one a recipe names, else recall@1 from text to the modality."""
+    return named if named is not None else f"text_to_{modality}_recall@1"
 
 
 def higher_is_better(name: str) -> bool:

@@ -62,11 +62,13 @@ def ranks_of_embeddings(
 ) -> np.ndarray:
     """Rank of the best positive of every query by inner product (cosine similarity for L2-normalised embeddings).
 
+    Where one side has several vectors for each, the greatest of the inner products counts.
+
     Similarities are summed in float64 and rounded to float32: the sum's order, which differs with chunk size and place
     in a matrix product, then cannot turn a tie into a difference.
 
     Args:
-        queries: float32[Q, D].
+        queries: float32[Q, D]; either side may be float32[..., V, D], V vectors for each.
         items: float32[N, D].
         positives: the right items of every query.
         chunk: queries at a time; memory is about ``5 * chunk * N`` bytes and the result does not depend on it.
@@ -79,7 +81,7 @@ def ranks_of_embeddings(
     """
     _check(len(queries), len(items), positives)
     for name, embeds in (("query", queries), ("item", items)):
-        broken = int((~np.isfinite(embeds).all(axis=1)).sum())
+        broken = int((~np.isfinite(embeds.reshape(len(embeds), -1)).all(axis=1)).sum())
         if broken:
             raise ValueError(f"{broken} of {len(embeds)} {name} embeddings are not finite: they have no rank")
     ranks = np.empty(len(queries), dtype=np.float64)
@@ -107,8 +109,18 @@ def _similarities(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
     exact = queries.astype(np.float64)
     for start in range(0, len(items), ITEM_BLOCK):
         block = items[start : start + ITEM_BLOCK].astype(np.float64)
-        scores[:, start : start + ITEM_BLOCK] = exact @ block.T
+        scores[:, start : start + ITEM_BLOCK] = _products(exact, block)
     return scores
+
+
+def _products(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Inner products float64[Q, N]; the greatest over the vectors of either side, one vector at a time."""
+    if queries.ndim == 3:
+        return np.maximum.reduce([_products(queries[:, number], items) for number in range(queries.shape[1])])
+    if items.ndim == 3:
+        return _products(items, queries).T
+    products: np.ndarray = queries @ items.T
+    return products
 
 
 def _ranks(scores: np.ndarray, positives: Positives) -> np.ndarray:

@@ -4,7 +4,7 @@ import difflib
 import re
 
 from mmtune.ground.errors import RecipeError
-from mmtune.metrics import DIRECTIONS, ScoreName, records, retrieval_scores
+from mmtune.metrics import MODALITIES, ScoreName, directions, records, retrieval_scores
 
 
 def parse_score(name: str) -> ScoreName:
@@ -13,7 +13,8 @@ def parse_score(name: str) -> ScoreName:
     Raises:
         RecipeError: no such score; the message names the nearest.
     """
-    match = re.fullmatch(rf"({'|'.join(DIRECTIONS)})_([a-z_]+?)(?:@([1-9][0-9]*))?", name)
+    known = "|".join(direction for modality in MODALITIES for direction in directions(modality))
+    match = re.fullmatch(rf"({known})_([a-z_]+?)(?:@([1-9][0-9]*))?", name)
     record = records().get(match[2]) if match else None
     if match is None or record is None or (match[3] and not record.cutoffs):
         raise RecipeError(_unknown(name))
@@ -22,8 +23,9 @@ def parse_score(name: str) -> ScoreName:
 
 
 def _unknown(name: str) -> str:
-    known = [score.name for score in retrieval_scores()]
-    families = [f"{direction}_{key}" for direction in DIRECTIONS for key in records()]
+    modality = "audio" if "audio" in name else "image"
+    known = [score.name for score in retrieval_scores(modality)]
+    families = [f"{direction}_{key}" for direction in directions(modality) for key in records()]
     near = difflib.get_close_matches(name, [*known, *families], n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{name!r} is not a score.{hint} There are: {', '.join(known)}."
