@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmtune.adapters._effective_change import effective_change, plain_weight
 from mmtune.ground.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -136,10 +137,13 @@ def _effective_changes(adapted: "Adapted", part: str, start: "dict[str, Tensor]"
     modules = dict(adapted.model.named_modules())
     trained = adapted.trainable()
     for name in adapted.modules[part]:
-        if name in modules and hasattr(modules[name], "base_layer"):
-            yield _lora_change(modules[name], name, start)
+        is_embedding = hasattr(getattr(modules.get(name), "base_layer", None), "num_embeddings")
+        if name in modules and hasattr(modules[name], "base_layer") and not is_embedding:
+            change = _lora_change if hasattr(modules[name], "lora_A") else effective_change
+            yield change(modules[name], name, start)
             continue
         own = [n for n in start if adapted.part_of[n] == part and (n == name or n.rpartition(".")[0] == name)]
+        own += [n for n in start if is_embedding and n.startswith(f"{name}.")]  # rows of it, by name of the adapter
         differences = [trained[n].detach().cpu().double() - start[n].double() for n in own]
         yield _norm(differences), _norm([start[n] for n in own])
 
@@ -147,13 +151,12 @@ def _effective_changes(adapted: "Adapted", part: str, start: "dict[str, Tensor]"
 def _lora_change(layer: Any, name: str, start: "dict[str, Tensor]") -> tuple[float, float]:
     """The same for a layer that peft wrapped, in float32; 4-bit and 8-bit base weights are dequantized for it."""
     import torch
-    from peft.utils.integrations import dequantize_module_weight
 
     adapter = "default"
     with torch.no_grad():
-        weight = dequantize_module_weight(layer.get_base_layer()).detach().float().cpu()
+        weight = plain_weight(layer).float().cpu()
         factors = [start[f"{name}.lora_{letter}.{adapter}.weight"].float() for letter in "BA"]
-        before = factors[0] @ factors[1] * layer.scaling[adapter]
+        before = (factors[0].flatten(1) @ factors[1].flatten(1)).view_as(weight) * layer.scaling[adapter]
         now = layer.get_delta_weight(adapter).detach().float().cpu()
         if adapter in layer.lora_magnitude_vector:
             magnitude = layer.lora_magnitude_vector[adapter].weight.detach().float().cpu()

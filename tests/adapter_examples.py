@@ -11,6 +11,7 @@ from mmtune.adapters import Adapted, attach
 from mmtune.backbones import Backbone, Section, load
 from mmtune.ground.kind_folder import section_union
 from mmtune.ground.records import Sample
+from mmtune.losses._cosines import cosines
 
 BOTH = ["vision", "text"]
 LORA: dict[str, Any] = {"kind": "lora", "parts": BOTH, "targets": ["attention", "mlp"], "rank": 4}
@@ -19,7 +20,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {**LORA, "use_dora": True, "layers": "last 1"},
     "lora_per_part": {**LORA, "rank": {"vision": 4, "text": 2}, "alpha": {"vision": 8, "text": 6}, "use_rslora": True},
     "lora_gaussian": {**LORA, "targets": ["q_proj"], "init": "gaussian", "dropout": 0.1},
+    "lora_pissa": {**LORA, "targets": ["q_proj"], "init": "pissa"},
     "head_only": {"kind": "head_only", "parts": BOTH},
+    "layernorm": {"kind": "layernorm", "parts": BOTH},
+    "trainable_tokens": {"kind": "trainable_tokens", "tokens": ["e", 8, "n"]},
     "full": {"kind": "full", "parts": ["text"]},
 }
 """One of each way to adapt."""
@@ -81,7 +85,7 @@ def embeddings(backbone: Backbone, inputs: dict[str, torch.Tensor]) -> torch.Ten
     with torch.no_grad():
         image = backbone.family.embed_media(backbone.model, inputs)
         text = backbone.family.embed_text(backbone.model, inputs)
-    return torch.cat([image, text])
+    return torch.cat([image.flatten(0, -2), text])
 
 
 def train_steps(adapted: Adapted, optimizer: Any, inputs: dict[str, torch.Tensor], steps: int) -> None:
@@ -98,7 +102,7 @@ def loss_of(backbone: Backbone, inputs: dict[str, torch.Tensor]) -> torch.Tensor
     image = backbone.family.embed_media(backbone.model, inputs)
     text = backbone.family.embed_text(backbone.model, inputs)
     scale, bias = backbone.family.temperature(backbone.model)
-    logits = image @ text.T * scale.exp() + (0 if bias is None else bias)
+    logits = cosines(image, text) * scale.exp() + (0 if bias is None else bias)
     return torch.nn.functional.softplus(-logits * (2 * torch.eye(len(logits)) - 1)).mean()
 
 

@@ -148,6 +148,56 @@ def test_foreign_adapters_are_used_and_merged(tiny_clip_folder: Path, tmp_path: 
 
 
 @PEFT_ASKS_BY_THE_OLD_NAME
+@pytest.mark.parametrize("start", [True, "olora", "pissa"])
+def test_foreign_adapters_scale_from_the_untouched_base(tiny_clip_folder: Path, tmp_path: Path, start: Any) -> None:
+    foreign(tiny_clip_folder, tmp_path, init_lora_weights=start)
+    base = backbone_of(tiny_clip_folder).model.state_dict()
+    whole, nothing, half = (
+        merge_into(attach_foreign(backbone_of(tiny_clip_folder), tmp_path), scale=scale).state_dict()
+        for scale in (1.0, 0.0, 0.5)
+    )
+    changed = [name for name in base if not torch.equal(whole[name], base[name])]
+    assert changed and all(torch.equal(nothing[name], base[name]) for name in base)
+    assert all(torch.equal(half[name], base[name] + 0.5 * (whole[name] - base[name])) for name in changed)
+
+
+def test_plain_tensors_beside_an_adapter_belong_to_it(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    """As ``push`` lays them: all files in one folder."""
+    adapted = adapted_of(tiny_clip_folder, LORA)
+    save(adapted, tmp_path)
+    (tmp_path / "temperature.safetensors").rename(tmp_path / "adapter" / "temperature.safetensors")
+    save_tensors(tmp_path / "adapter" / "trained.safetensors", {"text_projection.weight": torch.ones(16, 32)})
+    again = attach_foreign(backbone_of(tiny_clip_folder), tmp_path / "adapter")
+    assert torch.equal(again.model.logit_scale, adapted.model.logit_scale)
+    assert again.model.text_projection.weight.eq(1).all()
+    base = backbone_of(tiny_clip_folder).model.state_dict()
+    nothing = merge_into(again, scale=0.0).state_dict()
+    assert all(torch.equal(nothing[name], base[name]) for name in base)
+    save_tensors(
+        tmp_path / "adapter" / "trained.safetensors", {"text_projection.weight": torch.ones(2), "x": torch.ones(1)}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"trained.safetensors does not fit .*:\n1 unexpected: x\ntext_proj.* \(2,\)"
+    ):
+        attach_foreign(backbone_of(tiny_clip_folder), tmp_path / "adapter")
+
+
+def test_the_adapter_folder_of_a_checkpoint_brings_what_lies_beside_it(
+    tiny_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged without it, the model would embed alike and have lost its temperature."""
+    adapted = adapted_of(tiny_clip_folder, LORA)
+    save(adapted, tmp_path)
+    for name, cwd in ((tmp_path / "adapter", tmp_path), (Path("."), tmp_path / "adapter")):
+        monkeypatch.chdir(cwd)
+        again = attach_foreign(backbone_of(tiny_clip_folder), name)
+        assert torch.equal(merge_into(again).logit_scale, adapted.model.logit_scale)
+    (tmp_path / "adapter").rename(tmp_path / "other")
+    bare = attach_foreign(backbone_of(tiny_clip_folder), tmp_path / "other")
+    assert torch.equal(bare.model.logit_scale, backbone_of(tiny_clip_folder).model.logit_scale)
+
+
+@PEFT_ASKS_BY_THE_OLD_NAME
 def test_foreign_adapters_that_do_not_fit(tiny_clip_folder: Path, tiny_siglip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no adapter_config.json"):
         attach_foreign(backbone_of(tiny_clip_folder), tmp_path)

@@ -162,7 +162,7 @@ def test_what_packed_or_coarse_weights_cannot_carry(tiny_clip_folder: Path) -> N
     [
         {"layers": "last"}, {"layers": "last 0"}, {"layers": 4}, {"layers": []}, {"layers": "5-3"}, {"layers": ["all"]},
         {"layers": {"vision": "all"}}, {"rank": {"vision": 3}}, {"alpha": {"txt": 1.0}}, {"rank": 0}, {"dropout": 1.0},
-        {"parts": []}, {"parts": ["vision", "vision"]}, {"targets": ["mlp", "mlp"]}, {"init": "pissa"}, {"alpha": 0},
+        {"parts": []}, {"parts": ["vision", "vision"]}, {"targets": ["mlp", "mlp"]}, {"init": "pisa"}, {"alpha": 0},
         {"lora_plus_ratio": 0.5},
     ],
 )  # fmt: skip

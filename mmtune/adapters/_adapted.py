@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 TEMPERATURE = "temperature"
 """The part that temperature parameters are counted under."""
 
+FRESH = "projection"
+"""The part that parameters are counted under which no checkpoint holds (a dual encoder's new projections)."""
+
 
 @dataclass(frozen=True)
 class PartReport:
     """One part of an adapter.
 
     Attributes:
-        part: its name, or ``temperature``.
+        part: its name, ``projection`` or ``temperature``.
         num_modules: modules that were wrapped, or that own a trained tensor.
         num_trainable: trained parameters.
         share: of all parameters of the backbone with its adapter, 0 to 1.
@@ -60,8 +63,10 @@ class Adapted:
         peft_model: the peft wrapper around the same model, where there is one.
         modules: part -> names of the modules that were wrapped or are trained.
         part_of: name of a trained parameter -> its part.
-        start: values on the CPU, before training, of what is trained as plain tensors (heads, parts, temperature).
+        start: values on the CPU, of the untouched backbone, of what is trained as plain tensors (heads, parts, new
+            projections, temperature).
         parts: one report per part.
+        started_from: what a manifest keeps of the earlier adapter that the values were taken from, if any.
     """
 
     backbone: "Backbone"
@@ -72,6 +77,7 @@ class Adapted:
     part_of: dict[str, str] = field(default_factory=dict)
     start: "dict[str, Tensor]" = field(default_factory=dict)
     parts: list[PartReport] = field(default_factory=list)
+    started_from: dict[str, Any] | None = None
 
     @property
     def model(self) -> "nn.Module":
@@ -92,7 +98,7 @@ def problems(section: Any, backbone: "BackboneSection", description: "Descriptio
     return found
 
 
-def attach(backbone: "Backbone", section: Any, *, seed: int = 0) -> Adapted:
+def attach(backbone: "Backbone", section: Any, *, seed: int = 0, to_restore: bool = False) -> Adapted:
     """Put the adapter of a recipe into a backbone, in place; everything is checked before the first change.
 
     The model is in eval mode afterwards, its new modules too; ``set_modes`` readies it for training.
@@ -101,17 +107,21 @@ def attach(backbone: "Backbone", section: Any, *, seed: int = 0) -> Adapted:
         backbone: freshly loaded.
         section: a section of the adapter union.
         seed: new weights are a function of it and the section alone.
+        to_restore: ``restore`` follows, so a start that is costly to compute need not be.
 
     Raises:
         RecipeError: a part, target or layer that is not there, or an adapter that this backbone cannot carry.
     """
-    found = problems(section, backbone.section, backbone.description)
+    fresh = fresh_names(backbone)
+    found = problems(section, backbone.section, backbone.description) + _fresh_problems(backbone, section, fresh)
     if found:
         raise RecipeError("\n".join(found))
     module = kind("adapters", section)
-    inserted: Inserted = module.insert(backbone, section, seed)
+    insert_empty = getattr(module, "insert_empty", None) if to_restore else None
+    inserted: Inserted = insert_empty(backbone, section) if insert_empty else module.insert(backbone, section, seed)
     adapted = Adapted(backbone, section, module, inserted.peft_model, dict(inserted.modules))
     adapted.part_of = {name: part for part, names in inserted.parameters.items() for name in names}
+    _free_fresh(adapted, fresh)
     if section.temperature:
         _free_temperature(adapted)
     _mark_trainable(adapted)
@@ -120,10 +130,42 @@ def attach(backbone: "Backbone", section: Any, *, seed: int = 0) -> Adapted:
     return adapted
 
 
+def fresh_names(backbone: "Backbone") -> list[str]:
+    """Parameters that no checkpoint holds, the temperature excepted: every adapter trains them, whole."""
+    return [name for name in backbone.fresh if name not in backbone.traits.temperature]
+
+
+def _fresh_problems(backbone: "Backbone", section: Any, fresh: list[str]) -> list[str]:
+    parameters = dict(backbone.model.named_parameters())
+    found = []
+    coarse = [name for name in fresh if str(parameters[name].dtype) != "torch.float32"]
+    if coarse:
+        found.append(
+            f"backbone.dtype: {', '.join(coarse)} are new in this backbone and trained whole, which "
+            f"{backbone.section.dtype} is too coarse for; write float32 (train.precision: bf16 still computes in "
+            "bfloat16)"
+        )
+    owners = [name.rpartition(".")[0] for name in fresh]
+    named = [word for word in getattr(section, "targets", ()) if any(f".{one}".endswith(f".{word}") for one in owners)]
+    if named:
+        found.append(
+            f"adapter.targets: {', '.join(named)} is new in this backbone and trained whole already; delete it"
+        )
+    return found
+
+
+def _free_fresh(adapted: Adapted, fresh: list[str]) -> None:
+    """Count what no checkpoint holds among what is trained: what was drawn at random must be learned."""
+    names = [name for name in fresh if name not in adapted.part_of]
+    if names:
+        adapted.part_of |= dict.fromkeys(names, FRESH)
+        adapted.modules[FRESH] = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+
+
 def _free_temperature(adapted: Adapted) -> None:
     """Count the temperature among what is trained, in float32: half precision cannot take its small steps."""
     parameters = dict(adapted.model.named_parameters())
-    names = [name for name in adapted.backbone.family.FAMILY.temperature if name in parameters]
+    names = [name for name in adapted.backbone.traits.temperature if name in parameters]
     for name in names:
         parameters[name].data = parameters[name].data.float()
         adapted.part_of[name] = TEMPERATURE
@@ -139,10 +181,11 @@ def _mark_trainable(adapted: Adapted) -> None:
 
 
 def plain_names(adapted: Adapted) -> list[str]:
-    """Names of what is trained as plain tensors: everything without peft, the temperature alone with it."""
+    """Names of what is trained as plain tensors: everything without peft, with it what is not peft's own."""
     if adapted.peft_model is None:
         return list(adapted.part_of)
-    return [name for name, part in adapted.part_of.items() if part == TEMPERATURE]
+    prefix = adapted.peft_model.base_model.prefix  # of the names of everything that the method adds
+    return [name for name in adapted.part_of if prefix not in name]
 
 
 def count_weights(parameter: "Tensor") -> int:

@@ -1,20 +1,37 @@
-"""Adapters that peft made elsewhere: to be evaluated and merged, not trained on."""
+"""Adapters that peft made elsewhere: to be evaluated and merged, not trained on.
+
+Plain tensors that lie beside one (``trained.safetensors``, ``temperature.safetensors``, as ``push`` lays them) belong
+to it, and those beside a folder ``adapter``, as a checkpoint lays them.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtune.adapters._adapted import Adapted
+from mmtune.adapters._adapted import Adapted, fresh_names
 from mmtune.adapters._peft_warnings import old_names_allowed
-from mmtune.adapters._storage import ADAPTER_WEIGHTS, differences, peft_tensors
+from mmtune.adapters._storage import (
+    ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS,
+    TEMPERATURE_FILE,
+    TRAINED_FILE,
+    differences,
+    peft_tensors,
+)
 from mmtune.ground.errors import CheckpointError
 from mmtune.ground.safe_files import load_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mmtune.backbones import Backbone
 
-REPEATABLE_STARTS = (True, False, "gaussian", "orthogonal", "eva", "olora", "pissa")
-"""Values of ``init_lora_weights`` whose effect on the base weights is none or the same each time."""
+HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of ``init_lora_weights`` that leave the base weights alone."""
+
+REPEATABLE_STARTS = (*HARMLESS_STARTS, "olora", "pissa")
+"""Those whose effect on the base weights is none or the same each time."""
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -54,14 +71,75 @@ def attach_foreign(backbone: "Backbone", folder: Path) -> Adapted:
             "convert the adapter with save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
     read = load_tensors(folder / ADAPTER_WEIGHTS)
+    plain = _read_plain(backbone, folder)
+    _refuse_without_fresh(backbone, folder, {**read, **{f".{name}": value for name, value in plain.items()}})
+    untouched = {} if start in HARMLESS_STARTS else _copy_weights(backbone)
     try:
         with old_names_allowed():
             peft_model = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=False)
     except (ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{folder} does not fit {backbone.section.id}: {error}") from error
+        raise CheckpointError(f"{folder} does not fit {backbone.section.name}: {error}") from error
     adapted = Adapted(backbone, peft_model=peft_model)
     lines = differences(read, peft_tensors(adapted))
     if lines:
-        raise CheckpointError(f"{folder} does not fit {backbone.section.id}:\n" + "\n".join(lines))
+        raise CheckpointError(f"{folder} does not fit {backbone.section.name}:\n" + "\n".join(lines))
+    _take_plain(adapted, plain)
+    adapted.start |= {name: value for name, value in untouched.items() if _was_changed(adapted, name, value)}
     backbone.model.eval().requires_grad_(False)
     return adapted
+
+
+def _copy_weights(backbone: "Backbone") -> "dict[str, Tensor]":
+    """Copies on the CPU, for a start that changes base weights: the line of ``merge --scale`` begins at these."""
+    return {name: value.detach().cpu().clone() for name, value in backbone.model.named_parameters()}
+
+
+def _was_changed(adapted: Adapted, name: str, before: "Tensor") -> bool:
+    import torch
+
+    owner, _, own = name.rpartition(".")
+    module = adapted.model.get_submodule(owner)
+    return hasattr(module, "base_layer") and not torch.equal(getattr(module.base_layer, own).detach().cpu(), before)
+
+
+def _read_plain(backbone: "Backbone", folder: Path) -> "dict[str, Tensor]":
+    """What lies beside the adapter, or beside its folder in a checkpoint, under names of the model.
+
+    Raises:
+        CheckpointError: names or shapes that the model does not have.
+    """
+    parameters = dict(backbone.model.named_parameters())
+    found: dict[str, Tensor] = {}
+    places = [folder, folder.absolute().parent] if folder.absolute().name == ADAPTER_FOLDER else [folder]
+    for path in (place / name for name in (TRAINED_FILE, TEMPERATURE_FILE) for place in reversed(places)):
+        tensors = load_tensors(path) if path.is_file() else {}
+        lines = differences(tensors, {name: parameters[name] for name in tensors if name in parameters})
+        if lines:
+            raise CheckpointError(f"{path} does not fit {backbone.section.name}:\n" + "\n".join(lines))
+        found |= tensors
+    return found
+
+
+def _take_plain(adapted: Adapted, plain: "Mapping[str, Tensor]") -> None:
+    """Put the plain tensors into the model; the temperature is float32 whatever the backbone is held in."""
+    parameters = dict(adapted.model.named_parameters())
+    for name, value in plain.items():
+        adapted.start[name] = parameters[name].detach().cpu().clone()
+        if name in adapted.backbone.traits.temperature:
+            parameters[name].data = parameters[name].data.float()
+        parameters[name].data.copy_(value)
+
+
+def _refuse_without_fresh(backbone: "Backbone", folder: Path, read: "Mapping[str, Tensor]") -> None:
+    """See that the adapter brings what no checkpoint of its backbone holds.
+
+    Raises:
+        CheckpointError: it does not, so that the model would keep weights drawn at random.
+    """
+    missing = [name for name in fresh_names(backbone) if not any(key.endswith(f".{name}") for key in read)]
+    if missing:
+        raise CheckpointError(
+            f"{folder} holds no {', '.join(missing)}: no checkpoint of {backbone.section.name} has them, they are "
+            "drawn at random and trained with the adapter. Name the run or its checkpoint instead of the adapter "
+            "folder, or save the adapter with these modules in peft's modules_to_save"
+        )

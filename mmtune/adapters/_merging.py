@@ -29,7 +29,8 @@ def merge_into(adapted: Adapted, *, scale: float = 1.0) -> "nn.Module":
         if adapted.peft_model is not None:
             merged = adapted.peft_model.merge_and_unload()
             assert merged is model, "peft gave back another model"
-        for name, value in model.state_dict(keep_vars=True).items():
+        tensors = {**model.state_dict(keep_vars=True), **dict(model.named_parameters())}
+        for name, value in tensors.items():
             if name in base:
                 start = base[name].to(value.device)
                 value.data.copy_(start + scale * (value.data - start))
@@ -37,8 +38,12 @@ def merge_into(adapted: Adapted, *, scale: float = 1.0) -> "nn.Module":
 
 
 def merged_names(adapted: Adapted) -> list[str]:
-    """Names, in the plain model, of the tensors that merging changes: ask before ``merge_into``."""
-    return [*_peft_bases(adapted, copies=False), *adapted.start]
+    """Names, in the plain model's state, of the tensors that merging changes: ask before ``merge_into``.
+
+    A temperature that transformers' class has no tensor for is not among them; it goes into the config.
+    """
+    state = adapted.model.state_dict()
+    return [*_peft_bases(adapted, copies=False), *(name for name in adapted.start if name in state)]
 
 
 def _peft_bases(adapted: Adapted, *, copies: bool = True) -> "dict[str, Tensor]":
@@ -52,4 +57,5 @@ def _peft_bases(adapted: Adapted, *, copies: bool = True) -> "dict[str, Tensor]"
 
 
 def _trains_bias(adapted: Adapted) -> bool:
-    return any(getattr(config, "lora_bias", False) for config in adapted.peft_model.peft_config.values())
+    configs = adapted.peft_model.peft_config.values()
+    return any(getattr(config, "lora_bias", False) or config.peft_type in ("IA3", "ROAD") for config in configs)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mmtune.adapters._adapted import Inserted
-from mmtune.adapters._targets import submodule
+from mmtune.adapters._targets import is_idle, submodule
 from mmtune.ground.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ def precision_problems(kind: str, backbone: "BackboneSection") -> list[str]:
 
 
 def insert_plain(backbone: "Backbone", roots: dict[str, list[str]]) -> Inserted:
-    """Train every parameter at or below the given paths of each part, the temperature excepted.
+    """Train every parameter at or below the given paths of each part, the temperature and what never runs excepted.
 
     Raises:
         RecipeError: a path that the loaded model does not have, or a part without parameters.
     """
     model = backbone.model
-    temperature = set(backbone.family.FAMILY.temperature)
-    names = [name for name, _ in model.named_parameters() if name not in temperature]
+    temperature = set(backbone.traits.temperature)
+    names = [n for n, _ in model.named_parameters() if n not in temperature and not is_idle(n, backbone.traits)]
     parameters: dict[str, list[str]] = {}
     for part, paths in roots.items():
         absent = [path for path in paths if submodule(model, path) is None and path not in names]

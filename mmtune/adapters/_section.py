@@ -13,6 +13,12 @@ class AdapterSection(StrictSection):
     temperature: bool = Field(
         True, description="train the backbone's temperature (logit_scale, SigLIP's logit_bias) too"
     )
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        description="begin with the values of an earlier adapter: a run folder (its best checkpoint), a checkpoint "
+        "folder, or a folder that peft wrote; the optimizer starts fresh; null: begin at the backbone",
+    )
 
     @field_validator("parts")
     @classmethod

@@ -1,8 +1,9 @@
 """Which modules a recipe means: tower-aware, found by structure, with full names.
 
 ``attention`` and ``mlp`` are the linear layers whose nearest enclosing module with Attention or MLP in its class name
-says so. Linear layers inside torch's own ``nn.MultiheadAttention`` are left out: it reads their weights without calling
-them, so an adapter there would never run.
+says so. Parts that are made of convolutions have none; there ``lora`` takes convolutions by their names. Linear layers
+inside torch's own ``nn.MultiheadAttention`` are left out: it reads their weights without calling them, so an adapter
+there would never run.
 """
 
 import difflib
@@ -47,9 +48,10 @@ def layers_of(section: Any, part: str) -> Choice:
 
 
 def layer_problems(section: Any, family: "Family", num_layers: Mapping[str, int]) -> list[str]:
-    """Choices of layers that reach beyond their tower, as messages."""
+    """Choices of layers that reach beyond their tower, and target words that a part cannot have, as messages."""
     found = []
     for part in section.parts:
+        found += _made_otherwise(section, family, part)
         choice = layers_of(section, part)
         if part not in num_layers:
             if part in family.parts and choice != "all":
@@ -62,25 +64,50 @@ def layer_problems(section: Any, family: "Family", num_layers: Mapping[str, int]
     return found
 
 
+def _made_otherwise(section: Any, family: "Family", part: str) -> list[str]:
+    """Words such as attention for a part that is made of something else: known before any weight is loaded."""
+    words = [word for word in getattr(section, "targets", ()) if word in STRUCTURES]
+    if part not in family.made_of or not words or any(part in family.targets.get(word, {}) for word in words):
+        return []
+    others = [name for name in section.parts if name not in family.made_of]
+    instead = f"write parts: [{', '.join(others or [p for p in family.parts if p not in family.made_of])}]"
+    return [
+        f"adapter.targets: part {part!r} of {family.name} is made of {family.made_of[part]}, there is no "
+        f"{' or '.join(words)} in it; {instead}, or name layers of it (kind: lora), or train it whole (kind: full)"
+    ]
+
+
+def is_idle(name: str, family: "Family") -> bool:
+    """Whether a module or parameter belongs to what no ability of the family runs."""
+    return any(re.match(rf"(?:{pattern})(\.|$)", name) for pattern in family.idle)
+
+
 def submodule(model: "nn.Module", path: str) -> "nn.Module | None":
     """The module at a path, None where there is none."""
     return dict(model.named_modules()).get(path)
 
 
-def candidates(model: "nn.Module", family: "Family", part: str) -> list[Candidate]:
-    """Every linear layer of a part, its heads included, in the model's order."""
+def candidates(model: "nn.Module", family: "Family", part: str, *, convolutions: bool = False) -> list[Candidate]:
+    """Every linear layer of a part, its heads included, in the model's order.
+
+    With ``convolutions`` those of a part that is made of them too, depthwise ones excepted: they have one input each,
+    so an update of any rank would be a full one.
+    """
     from torch import nn
 
     modules = dict(model.named_modules())
     roots = [family.parts[part], *family.heads.get(part, ())]
     found = []
     for name, module in modules.items():
-        if not isinstance(module, nn.Linear) or not any(name == root or name.startswith(root + ".") for root in roots):
+        if not any(name == root or name.startswith(root + ".") for root in roots) or is_idle(name, family):
+            continue
+        is_convolution = convolutions and isinstance(module, nn.Conv2d) and module.groups == 1
+        if not isinstance(module, nn.Linear) and not (is_convolution and part in family.made_of):
             continue
         enclosing = [modules[path] for path in _enclosing_paths(name)]
         if any(isinstance(one, nn.MultiheadAttention) for one in enclosing):
             continue
-        layer = _layer_number(name, family.layers.get(part))
+        layer = layer_number(name, family.layers.get(part))
         found.append(Candidate(name, name.rpartition(".")[2], _structure(enclosing), layer))
     return found
 
@@ -100,12 +127,15 @@ def _structure(enclosing: "list[nn.Module]") -> str | None:
     return None
 
 
-def _layer_number(name: str, layer_list: str | None) -> int | None:
+def layer_number(name: str, layer_list: str | None) -> int | None:
+    """Which layer of a tower a module is in, None outside its list of layers."""
     match = re.match(rf"{re.escape(layer_list)}\.(\d+)(\.|$)", name) if layer_list else None
     return int(match[1]) if match else None
 
 
-def find_targets(model: "nn.Module", family: "Family", section: Any) -> dict[str, list[str]]:
+def find_targets(
+    model: "nn.Module", family: "Family", section: Any, *, convolutions: bool = False
+) -> dict[str, list[str]]:
     """Full names of the linear layers that a recipe's parts, targets and layers choose, per part.
 
     With ``layers: all`` a structure word takes a tower's pooling layers too; with fewer layers it takes those alone.
@@ -119,7 +149,7 @@ def find_targets(model: "nn.Module", family: "Family", section: Any) -> dict[str
     missing = [p for p in (family.parts[part] for part in parts) if submodule(model, p) is None]
     if missing:
         raise RecipeError(f"adapter.parts: the loaded {type(model).__name__} has no module {', '.join(missing)}")
-    everything = {part: candidates(model, family, part) for part in parts}
+    everything = {part: candidates(model, family, part, convolutions=convolutions) for part in parts}
     num_layers = {part: _count_layers(model, family.layers[part]) for part in parts if part in family.layers}
     problems = layer_problems(section, family, num_layers)
     found += problems

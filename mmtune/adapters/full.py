@@ -22,7 +22,7 @@ class Section(AdapterSection):
 
 def problems(section: Section, backbone: "BackboneSection", description: "Description") -> list[str]:
     """What config.json alone shows to be wrong: parts that are not there, quantized or half-precision weights."""
-    found = part_problems(section.parts, description.family.FAMILY) + precision_problems("full", backbone)
+    found = part_problems(section.parts, description.traits) + precision_problems("full", backbone)
     if backbone.quantize is not None:
         found.append(
             f"adapter.kind: full trains the weights themselves, and {backbone.quantize} weights cannot be trained; "
@@ -37,5 +37,5 @@ def insert(backbone: "Backbone", section: Section, seed: int) -> Inserted:
     Raises:
         RecipeError: the loaded model lacks a part that its family declares.
     """
-    family = backbone.family.FAMILY
+    family = backbone.traits
     return insert_plain(backbone, {part: [family.parts[part], *family.heads.get(part, ())] for part in section.parts})

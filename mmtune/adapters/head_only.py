@@ -22,7 +22,7 @@ class Section(AdapterSection):
 
 def problems(section: Section, backbone: "BackboneSection", description: "Description") -> list[str]:
     """What config.json alone shows to be wrong: parts that are not there or have no head, weights in half precision."""
-    family = description.family.FAMILY
+    family = description.traits
     found = part_problems(section.parts, family) + precision_problems("head_only", backbone)
     for part in section.parts:
         if part in family.parts and not family.heads.get(part):
@@ -40,5 +40,5 @@ def insert(backbone: "Backbone", section: Section, seed: int) -> Inserted:
     Raises:
         RecipeError: the loaded model lacks a head that its family declares.
     """
-    family = backbone.family.FAMILY
+    family = backbone.traits
     return insert_plain(backbone, {part: list(family.heads[part]) for part in section.parts})
