@@ -2,6 +2,7 @@
 
 from key_effect import Effect, key
 from key_worlds import bad_allowed, encoded, sampled
+from key_worlds_sound import heard
 
 HASH = "data.split={validation: 20%, test: 20%}"
 FLAT = ("data.path=FOLDER/flat",)
@@ -36,6 +37,8 @@ EFFECTS: dict[str, Effect] = {
     "data.format:jsonl": key(sampled, "column", "", "data.format=csv"),
     "data.images:jsonl": key(sampled, "column", "", "data.images=FOLDER/others"),
     "data.image:jsonl": key(sampled, "column", "", "data.image=second"),
+    "data.sounds:jsonl": key(heard, "sounds", "", "data.sounds=FOLDER/other_sounds"),
+    "data.audio:jsonl": key(heard, "sounds", "", "data.audio=second"),
     "data.caption:jsonl": key(sampled, "column", "", "data.caption='{title} by {sku}'"),
     "data.id:jsonl": key(sampled, "column", "", "data.id=sku"),
     "data.split:jsonl": key(sampled, "hash", "", "data.split={validation: 40%, test: 20%}"),

@@ -102,7 +102,7 @@ def _filled(values: dict[str, Any], pieces: tuple[str, ...]) -> tuple[list[str],
         value = values.get(piece) if index % 2 else piece
         if index % 2 and is_missing(value):
             problems.append(f"empty caption: column '{piece}' of the template")
-        elif isinstance(value, (list, dict)):
+        elif isinstance(value, (list, dict, bytes)):
             problems.append(f"caption is not text: column '{piece}' of the template holds a {type(value).__name__}")
         elif index % 2 and isinstance(value, str) and (problem := _not_utf8(value, piece)):
             problems.append(problem)

@@ -1,21 +1,45 @@
 """Rows of a table to samples: one per image, with every caption that any row gives it."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from mmtune.ground.errors import DataError
-from mmtune.ground.image_reading import ImageFile, check_header
-from mmtune.ground.records import BadItem, Sample, printable
+from mmtune.ground.image_reading import ImageFile
+from mmtune.ground.records import BadItem, MediaReference, Sample, printable
+from mmtune.ground.sound_reading import SoundFile
 from mmtune.sources import OpenedSplit
 from mmtune.sources._captions import CaptionRule, captions_of, distinct
-from mmtune.sources._splits import HashSplit, SplitName, join_groups, most_held_out, split_name
+from mmtune.sources._splits import ColumnSplit, HashSplit, SplitName, join_groups, most_held_out, split_name
 from mmtune.sources._table import Row, as_text, is_missing
 
 NUM_THREADS = 16
 """Headers are read while others wait for the disk; a network disk gains most."""
+
+
+class CheckedReference(MediaReference, Protocol):
+    """A reference that can be checked without decoding it."""
+
+    def check(self) -> str | None:
+        """Why it cannot be read, as far as its header tells, or None; safe in threads."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a source puts into a row's image column where the image is in no file of its own.
+
+    Attributes:
+        name: the image's name, the same wherever the data lies; its id where no column gives one.
+        media: the reference.
+    """
+
+    name: str
+    media: CheckedReference
 
 
 @dataclass(frozen=True)
@@ -34,7 +58,7 @@ class Pair:
     """
 
     where: str
-    image: ImageFile
+    image: CheckedReference
     name: str
     captions: tuple[str, ...]
     id: str
@@ -44,10 +68,17 @@ class Pair:
 
 
 class Quarantine:
-    """Collects bad items of all splits; what cannot be assigned to a split counts for the source's first one."""
+    """Collects bad items of all splits; what cannot be assigned to a split counts for the source's first one.
 
-    def __init__(self, first_split: str) -> None:
+    Attributes:
+        first_split: the source's first split.
+        noun: what one of its items is called: image or sound.
+        items: what was added.
+    """
+
+    def __init__(self, first_split: str, noun: str = "image") -> None:
         self.first_split = first_split
+        self.noun = noun
         self.items: list[BadItem] = []
 
     def add(self, where: str, reason: str, split: str = "") -> None:
@@ -64,11 +95,12 @@ class RowReader:
     """What the recipe says about a table's columns.
 
     Attributes:
-        image: column with the image's path.
+        image: column with the path of the image (or sound).
         caption: the caption rule.
         folder: what relative paths start from.
         confined: paths that lead out of ``folder`` are bad.
         id, by: optional columns.
+        file: what a path stands for.
     """
 
     image: str
@@ -77,14 +109,15 @@ class RowReader:
     confined: bool
     id: str | None = None
     by: str | None = None
+    file: type[ImageFile] | type[SoundFile] = ImageFile
 
     def wanted(self, prefix: str = "data") -> list[tuple[str, str]]:
         """(setting, column) for every column that must be there."""
-        named = {"image": self.image, "id": self.id, "split.by": self.by}
+        named = {self.file.modality: self.image, "id": self.id, "split.by": self.by}
         found = [(f"{prefix}.{key}", column) for key, column in named.items() if column is not None]
         return found + [(f"{prefix}.caption", column) for column in self.caption.columns]
 
-    def read(self, row: Row, known: dict[str, tuple[str, ImageFile]]) -> tuple[Pair | None, list[str]]:
+    def read(self, row: Row, known: dict[str, tuple[str, CheckedReference]]) -> tuple[Pair | None, list[str]]:
         """A row as a pair (None where nothing of it is left) and the reasons for what is bad.
 
         Args:
@@ -93,16 +126,12 @@ class RowReader:
         """
         try:
             own_id, group = self._cell(row, self.id), self._cell(row, self.by)
-            path = self._path_of(row.values.get(self.image))
-            if path not in known:
-                name = self._name_of(path)
-                known[path] = name, ImageFile(os.path.join(self.folder, name))
+            name, image = self._image_of(row.values.get(self.image), known)
         except _BadRow as problem:
             return None, [str(problem)]
         captions, problems = captions_of(row.values, self.caption)
         if not captions:
             return None, problems
-        name, image = known[path]
         used = {self.image, self.id, None if self.caption.pieces else self.caption.text}
         rest = {key: as_text(value) for key, value in row.values.items() if key not in used and not is_missing(value)}
         return Pair(row.where, image, name, tuple(captions), own_id, group or name, rest), problems
@@ -111,28 +140,41 @@ class RowReader:
         """The text of an optional column, "" where the recipe names none."""
         if column is None:
             return ""
-        if is_missing(row.values.get(column)):
+        value = row.values.get(column)
+        if isinstance(value, Located):
+            return value.name
+        if is_missing(value):
             raise _BadRow(f"empty cell: column '{column}'")
         return as_text(row.values[column]).strip()
+
+    def _image_of(self, value: object, known: dict[str, tuple[str, CheckedReference]]) -> tuple[str, CheckedReference]:
+        """The name and the reference that a cell stands for."""
+        if isinstance(value, Located):
+            return value.name, value.media
+        path = self._path_of(value)
+        if path not in known:
+            name = self._name_of(path)
+            known[path] = name, self.file(os.path.join(self.folder, name))
+        return known[path]
 
     def _path_of(self, value: object) -> str:
         """The path as the table writes it."""
         if is_missing(value):
-            raise _BadRow(f"no image: column '{self.image}' is empty")
+            raise _BadRow(f"no {self.file.noun}: column '{self.image}' is empty")
         if not isinstance(value, str) or "\0" in value:
-            raise _BadRow(f"no image: column '{self.image}' holds no path")
+            raise _BadRow(f"no {self.file.noun}: column '{self.image}' holds no path")
         return value.strip()
 
     def _name_of(self, path: str) -> str:
         """The path relative to the folder, normalised."""
         if path.split("://")[0] in ("http", "https", "s3", "gs", "file"):
-            raise _BadRow(f"image is an address: '{path}'; fetch the images first and give their paths")
+            raise _BadRow(f"{self.file.noun} is an address: '{path}'; fetch the files first and give their paths")
         root = os.path.abspath(self.folder)
         name = os.path.relpath(os.path.join(root, path), root).replace(os.sep, "/")
         if name != ".." and not name.startswith("../"):
             return name
         if self.confined:
-            raise _BadRow(f"image outside its folder: '{path}' leads out of '{self.folder}'")
+            raise _BadRow(f"{self.file.noun} outside its folder: '{path}' leads out of '{self.folder}'")
         return os.path.normpath(path) if os.path.isabs(path) else name
 
 
@@ -143,7 +185,7 @@ class _BadRow(Exception):
 def good_pairs(reader: RowReader, rows: Iterable[tuple[Row, str]], quarantine: Quarantine) -> list[Pair]:
     """Rows with their split ("" where a hash decides later) to pairs; what is bad goes to the quarantine."""
     pairs: list[Pair] = []
-    known: dict[str, tuple[str, ImageFile]] = {}
+    known: dict[str, tuple[str, CheckedReference]] = {}
     for row, split in rows:
         pair, problems = reader.read(row, known)
         for problem in problems:
@@ -151,6 +193,28 @@ def good_pairs(reader: RowReader, rows: Iterable[tuple[Row, str]], quarantine: Q
         if pair is not None:
             pairs.append(replace(pair, split=split_name(split)) if split else pair)
     return pairs
+
+
+def rows_by_column(
+    splits: ColumnSplit, rows: Sequence[Row], where: str, quarantine: Quarantine
+) -> list[tuple[Row, str]]:
+    """Rows with the split that the column gives them; those of unlisted values are left out, as the recipe says.
+
+    Raises:
+        DataError: a split that is named has no row in ``where``.
+    """
+    name_of, seen = splits.name_of, Counter[str]()
+    found: list[tuple[Row, str]] = []
+    for row in rows:
+        value = as_text(row.values.get(splits.column)).strip()
+        if is_missing(value):
+            quarantine.add(row.where, f"empty cell: column '{splits.column}'")
+            continue
+        seen[value] += 1
+        if value in name_of:
+            found.append((row, name_of[value]))
+    splits.check_values(seen, where)
+    return found
 
 
 def open_pairs(pairs: Sequence[Pair], by_hash: HashSplit | None, split: str, quarantine: Quarantine) -> OpenedSplit:
@@ -176,7 +240,7 @@ def keep_one_split(pairs: Sequence[Pair], quarantine: Quarantine) -> list[Pair]:
         if pair.split == owner.split:
             kept.append(pair)
         else:
-            reason = f"image is in another split too: {owner.where} puts '{pair.name}' into {owner.split}"
+            reason = f"{quarantine.noun} is in another split too: {owner.where} puts '{pair.name}' into {owner.split}"
             quarantine.add(pair.where, reason, pair.split)
     return kept
 
@@ -198,7 +262,7 @@ def merge_pairs(pairs: Iterable[Pair], quarantine: Quarantine) -> dict[SplitName
         first = rows[0]
         identity = printable(first.id or first.name)
         if identity in owners:
-            reason = f"id occurs twice: '{identity}' is another image in {owners[identity]}"
+            reason = f"id occurs twice: '{identity}' is another {quarantine.noun} in {owners[identity]}"
             quarantine.add(first.where, reason, first.split)
             continue
         owners[identity] = first.where
@@ -213,6 +277,11 @@ def merge_pairs(pairs: Iterable[Pair], quarantine: Quarantine) -> dict[SplitName
     return samples
 
 
+def _check(sample: Sample) -> str | None:
+    media: CheckedReference = sample.media  # type: ignore[assignment]  # merge_pairs puts nothing else into a sample
+    return media.check()
+
+
 def open_checked(samples: Sequence[Sample], split: str, quarantine: Quarantine) -> OpenedSplit:
     """Check the headers of a split's images, in threads; order and result do not depend on them.
 
@@ -220,7 +289,7 @@ def open_checked(samples: Sequence[Sample], split: str, quarantine: Quarantine) 
         DataError: nothing is left.
     """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        reasons = list(pool.map(check_header, (sample.media.key for sample in samples)))
+        reasons = list(pool.map(_check, samples))
     good = tuple(sample for sample, reason in zip(samples, reasons, strict=True) if reason is None)
     for sample, reason in zip(samples, reasons, strict=True):
         if reason is not None:
@@ -228,5 +297,6 @@ def open_checked(samples: Sequence[Sample], split: str, quarantine: Quarantine) 
     bad = quarantine.of(split)
     if not good:
         first = f"; first: {bad[0].where}: {bad[0].reason}" if bad else ""
-        raise DataError(f"split '{split}' has no usable image: {len(bad)} bad lines and images{first}")
+        noun = quarantine.noun
+        raise DataError(f"split '{split}' has no usable {noun}: {len(bad)} bad lines and {noun}s{first}")
     return OpenedSplit(good, bad, len(good) + len(bad))

@@ -116,9 +116,9 @@ class ColumnSplit(StrictSection):
 class SplitFiles(StrictSection):
     """One table per split."""
 
-    train: str | None = Field(None, description="table of the train split")
-    validation: str | None = Field(None, description="table of the validation split")
-    test: str | None = Field(None, description="table of the test split")
+    train: str | None = Field(None, description="file of the train split (or a pattern, where several are read)")
+    validation: str | None = Field(None, description="file of the validation split, or a pattern")
+    test: str | None = Field(None, description="file of the test split, or a pattern")
 
     @model_validator(mode="after")
     def _name_one(self) -> "SplitFiles":
@@ -131,6 +131,68 @@ class SplitFiles(StrictSection):
         """Split -> path, for those that are named."""
         named = {name: getattr(self, name) for name in SPLITS}
         return {name: path for name, path in named.items() if path is not None}
+
+
+class SplitFolders(StrictSection):
+    """One folder of images per split."""
+
+    train: str | None = Field(None, description="folder of the train split's images")
+    validation: str | None = Field(None, description="folder of the validation split's images")
+    test: str | None = Field(None, description="folder of the test split's images")
+
+    @model_validator(mode="after")
+    def _name_one(self) -> "SplitFolders":
+        if not self.folders:
+            raise ValueError("no folder is named; write for example {train: train2017, validation: val2017}")
+        return self
+
+    @property
+    def folders(self) -> dict[SplitName, str]:
+        """Split -> folder, for those that are named."""
+        named = {name: getattr(self, name) for name in SPLITS}
+        return {name: path for name, path in named.items() if path is not None}
+
+
+class SplitLists(StrictSection):
+    """For each of our splits the name (or names) that a data set gives it."""
+
+    train: str | list[str] | None = Field(None, description="name or names of the data set's splits that train")
+    validation: str | list[str] | None = Field(None, description="name or names of the splits that validate")
+    test: str | list[str] | None = Field(None, description="name or names of the splits that test")
+
+    @model_validator(mode="after")
+    def _name_each_once(self) -> "SplitLists":
+        listed = [name for names in self.names.values() for name in names]
+        twice = sorted(name for name, count in Counter(listed).items() if count > 1)
+        if twice:
+            raise ValueError(f"{', '.join(map(repr, twice))} would be in two splits")
+        if not listed:
+            raise ValueError("no split is named; write for example {train: train, validation: validation, test: test}")
+        return self
+
+    @property
+    def names(self) -> dict[SplitName, list[str]]:
+        """Split -> the data set's names for it, for those that are named."""
+        given = {name: getattr(self, name) for name in SPLITS}
+        return {name: [value] if isinstance(value, str) else value for name, value in given.items() if value}
+
+
+def check_one_way(path: str | SplitFiles, split: HashSplit | None, splits: StrictSection | None) -> None:
+    """A table is split in exactly one way: by hash, by what its rows say, or by one file per split.
+
+    Raises:
+        ValueError: none or several are given.
+    """
+    given = [name for name, value in (("split", split), ("splits", splits)) if value is not None]
+    if not isinstance(path, str) and given:
+        raise ValueError(f"path names one file per split already; delete {' and '.join(given)}")
+    if len(given) == 2:
+        raise ValueError("split is by hash and splits is by a column; delete one of them")
+    if isinstance(path, str) and not given:
+        raise ValueError(
+            "how is the table split? write split: {validation: 5%, test: 5%} (by hash), "
+            "splits: {train: train, validation: val, test: test} (by a column), or one file per split in path"
+        )
 
 
 def most_held_out(names: Iterable[SplitName]) -> SplitName:

@@ -115,6 +115,8 @@ def as_text(value: Any) -> str:
     """A cell as text: strings as they are, missing ones empty, everything else as JSON."""
     if isinstance(value, str):
         return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
     return "" if is_missing(value) else json.dumps(value, ensure_ascii=False)
 
 
@@ -140,12 +142,12 @@ def _json_rows(lines: list[str], path: Path) -> Iterator[Row | BadItem]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}:{number}"
-            values = _json_object(line)
+            values = json_object(line)
             yield Row(where, values) if isinstance(values, dict) else BadItem(where, values)
 
 
-def _json_object(line: str) -> dict[str, Any] | str:
-    """The object of a line, or why there is none."""
+def json_object(line: str) -> dict[str, Any] | str:
+    """The object that a line (or a small file) holds, or why there is none."""
     if _has_lone_surrogate(line):
         return "not UTF-8"
     try:

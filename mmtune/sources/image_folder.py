@@ -1,7 +1,7 @@
 """``kind: image_folder``, images that lie in folders: one folder per class, or a metadata file beside the images."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,8 @@ from pydantic import Field, field_validator
 from mmtune.ground.errors import DataError
 from mmtune.sources import OpenedSplit, SourceSection
 from mmtune.sources._captions import parse_caption
+from mmtune.sources._made_up import file_stem, group_name, make_up, picture
+from mmtune.sources._made_up_rows import made_up_rows, write_table
 from mmtune.sources._pairs import Quarantine, RowReader, good_pairs, open_pairs
 from mmtune.sources._splits import SPLITS, HashSplit, SplitName
 from mmtune.sources._table import Row, Table, as_text, format_of, read_table, require_columns
@@ -84,6 +86,11 @@ def split_names(section: Section) -> tuple[str, ...]:
         return tuple(_split_folders(section))
     _split_folders(section)
     return section.split.names
+
+
+def splits_on_disk(section: Section) -> bool:
+    """Without a hash split, subfolders say which splits there are."""
+    return section.split is None
 
 
 def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
@@ -218,8 +225,8 @@ def _class_rows(root: Path, folder: Path, reader: RowReader) -> Table:
     return table
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """Image files by their suffix, sorted; hidden files and folders are passed over, links are followed once."""
+def images_below(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
+    """Image files (or others) by suffix, sorted; hidden files and folders are passed over, links followed once."""
     seen = set()
     for where, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(where)
@@ -229,5 +236,36 @@ def images_below(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(where) / name
+
+
+def write_tiny(section: Section, folder: Path) -> Section:
+    """Made-up class folders, with metadata files where the caption needs columns; see `mmtune.sources`."""
+    rule = parse_caption(section.caption)
+    by_class = section.split is not None and section.split.by == "class"
+    by = section.split.by if section.split and not by_class else None
+    group = group_name if by else _tiny_class if by_class else _tiny_path
+    pictures = make_up(section.split.names if section.split else SPLITS, section.split, group)
+    tables: dict[str, list[dict[str, object]]] = {}
+    for one, row in made_up_rows(pictures, rule, by=by):
+        top = "" if section.split else f"{one.split}/"
+        name = _tiny_path(one.number, one.attempt)
+        if by_class:
+            name = f"{_tiny_class(one.number, one.attempt).replace(' ', '_')}/{one.name}.png"
+        (folder / top / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / top / name).write_bytes(picture(one.number))
+        tables.setdefault(top, []).append({**row, "file_name": name})
+    if not set(rule.columns) <= {"class"}:
+        for top, rows in tables.items():
+            written = [{key: value for key, value in row.items() if key != "class"} for row in rows]
+            write_table(folder / top / METADATA[0], "jsonl", written)
+    return section.model_copy(update={"path": str(folder)})
+
+
+def _tiny_class(number: int, attempt: int) -> str:
+    return f"spot {number % 6} {attempt}"
+
+
+def _tiny_path(number: int, attempt: int) -> str:
+    return f"spot_{number % 6}/{file_stem(number, attempt)}.png"

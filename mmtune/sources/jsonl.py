@@ -1,30 +1,29 @@
-"""``kind: jsonl``, your own pairs: a table (JSON lines, CSV or TSV) that names images in a folder."""
+"""``kind: jsonl``, your own pairs: a table (JSON lines, CSV or TSV) that names images, or sounds, in a folder."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mmtune.ground.errors import DataError
+from mmtune.ground.image_reading import ImageFile
+from mmtune.ground.sound_reading import SoundFile, require_packages
 from mmtune.sources import OpenedSplit, SourceSection
 from mmtune.sources._captions import parse_caption
-from mmtune.sources._pairs import Pair, Quarantine, RowReader, good_pairs, open_pairs
-from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles
-from mmtune.sources._table import (
-    SUFFIXES,
-    Row,
-    TableFormat,
-    as_text,
-    format_of,
-    is_missing,
-    read_table,
-    require_columns,
-)
+from mmtune.sources._made_up import file_stem, group_name, make_up, picture, tone
+from mmtune.sources._made_up_rows import made_up_rows, write_table
+from mmtune.sources._pairs import Pair, Quarantine, RowReader, good_pairs, open_pairs, rows_by_column
+from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles, check_one_way
+from mmtune.sources._table import SUFFIXES, TableFormat, format_of, read_table, require_columns
+
+_KEYS = {"image": ("images", "image"), "audio": ("sounds", "audio")}
+"""Modality -> the keys of its folder and of its column; the column's name is the key's, unless the recipe says."""
+
+_FILES: dict[str, type[ImageFile] | type[SoundFile]] = {"image": ImageFile, "audio": SoundFile}
 
 
 class Section(SourceSection):
-    """A table with one row per pair of an image and a caption; rows of one image become one sample.
+    """A table with one row per pair of an image (or a sound) and a caption; rows of one image become one sample.
 
     Say how it is split in one of three ways: ``split`` (by hash), ``splits`` (by a column) or one file per split::
 
@@ -32,9 +31,10 @@ class Section(SourceSection):
                split: {validation: 5%, test: 5%, by: product_id}}
         data: {kind: jsonl, path: pairs.jsonl, images: photos, splits: {train: train, validation: val, test: test}}
         data: {kind: jsonl, path: {train: train.jsonl, validation: val.jsonl}, images: photos}
+        data: {kind: jsonl, path: clips.csv, sounds: clips, audio: file, split: {validation: 5%, test: 5%}}
     """
 
-    kind: Literal["jsonl"] = Field(description="a table of images and captions: JSON lines, CSV or TSV, in UTF-8")
+    kind: Literal["jsonl"] = Field(description="a table of images or sounds with captions: JSON lines, CSV, TSV")
     path: str | SplitFiles = Field(description="the table, or one table per split: {train: a.csv, test: b.csv}")
     format: TableFormat | None = Field(
         None, description=f"null: by the file's ending ({', '.join(SUFFIXES)}); CSV and TSV need a header line"
@@ -44,13 +44,19 @@ class Section(SourceSection):
         description="folder that holds the images, paths may not lead out of it; "
         "null: paths are absolute or start from the table's folder",
     )
-    image: str = Field("image", description="column with the image's path")
+    image: str | None = Field(None, description="column with the image's path; null: image")
+    sounds: str | None = Field(
+        None, description="folder that holds the sounds, as images; instead of images and image (needs mmtune[audio])"
+    )
+    audio: str | None = Field(
+        None, description="column with the path of a sound: wav, flac, ogg, mp3; null: audio where sounds is given"
+    )
     caption: str = Field(
         "caption",
         description="column with the caption or with a list of captions, or a template over columns: "
         "'{title} by {brand}'",
     )
-    id: str | None = Field(None, description="column that identifies the image in reports; null: the image's path")
+    id: str | None = Field(None, description="column that identifies the image in reports; null: its path")
     split: HashSplit | None = Field(
         None, description="split one table by hash of a group: {validation: 5%, test: 5%, by: product_id}"
     )
@@ -66,21 +72,19 @@ class Section(SourceSection):
 
     @model_validator(mode="after")
     def _check(self) -> "Section":
-        one_file = isinstance(self.path, str)
-        given = [name for name in ("split", "splits") if getattr(self, name) is not None]
-        if not one_file and given:
-            raise ValueError(f"path names one file per split already; delete {' and '.join(given)}")
-        if len(given) == 2:
-            raise ValueError("split is by hash and splits is by a column; delete one of them")
-        if one_file and not given:
-            raise ValueError(
-                "how is the table split? write split: {validation: 5%, test: 5%} (by hash), "
-                "splits: {train: train, validation: val, test: test} (by a column), or one file per split in path"
-            )
+        check_one_way(self.path, self.split, self.splits)
+        both = [[name for name in names if getattr(self, name) is not None] for names in _KEYS.values()]
+        if all(both):
+            raise ValueError(f"{both[0][0]} names images and {both[1][0]} names sounds; keep one of them")
         if self.format is None:
             for path in self._files.values():
                 format_of(path)
         return self
+
+    @property
+    def modality(self) -> Literal["image", "audio"]:
+        """What the table names."""
+        return "image" if self.sounds is None and self.audio is None else "audio"
 
     @property
     def _files(self) -> dict[str, str]:
@@ -106,12 +110,14 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
     others are quarantined. Lines that cannot be read count for the first split.
 
     Raises:
-        DataError: a file, column or split is missing, or nothing in the split is usable.
+        DataError: a file, column or split is missing, nothing in the split is usable, or sounds cannot be read here.
     """
+    if section.modality == "audio":
+        require_packages()
     names = split_names(section)
     if split not in names:
         raise DataError(f"data has no split '{split}'; it has {', '.join(names)}")
-    quarantine = Quarantine(names[0])
+    quarantine = Quarantine(names[0], _FILES[section.modality].noun)
     pairs = [pair for name in section._files for pair in _read_pairs(section, name, quarantine)]
     return open_pairs(pairs, section.split, split, quarantine)
 
@@ -119,16 +125,19 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
 def _read_pairs(section: Section, name: str, quarantine: Quarantine) -> list[Pair]:
     """The good rows of one file (that of the split ``name``, or "" for the one that holds all splits)."""
     path = Path(section._files[name])
-    folder = Path(section.images) if section.images is not None else path.parent
+    folder_key, column_key = _KEYS[section.modality]
+    given = getattr(section, folder_key)
+    folder = Path(given) if given is not None else path.parent
     if not folder.is_dir():
-        raise DataError(f"data.images: no such folder: {folder}")
+        raise DataError(f"data.{folder_key}: no such folder: {folder}")
     reader = RowReader(
-        image=section.image,
+        image=getattr(section, column_key) or column_key,
         caption=parse_caption(section.caption),
         folder=folder,
-        confined=section.images is not None,
+        confined=given is not None,
         id=section.id,
         by=section.split.by if section.split else None,
+        file=_FILES[section.modality],
     )
     table = read_table(path, section.format or format_of(path))
     column = [("data.splits.column", section.splits.column)] if section.splits else []
@@ -137,21 +146,28 @@ def _read_pairs(section: Section, name: str, quarantine: Quarantine) -> list[Pai
         quarantine.add(item.where, item.reason, name)
     rows = [(row, name) for row in table.rows]
     if section.splits is not None:
-        rows = _splits_of(section.splits, table.rows, path, quarantine)
+        rows = rows_by_column(section.splits, table.rows, str(path), quarantine)
     return good_pairs(reader, rows, quarantine)
 
 
-def _splits_of(splits: ColumnSplit, rows: tuple[Row, ...], path: Path, quarantine: Quarantine) -> list[tuple[Row, str]]:
-    """Rows with the split that the column gives them; those of unlisted values are left out, as the recipe says."""
-    name_of, seen = splits.name_of, Counter[str]()
-    found: list[tuple[Row, str]] = []
-    for row in rows:
-        value = as_text(row.values.get(splits.column)).strip()
-        if is_missing(value):
-            quarantine.add(row.where, f"empty cell: column '{splits.column}'")
-            continue
-        seen[value] += 1
-        if value in name_of:
-            found.append((row, name_of[value]))
-    splits.check_values(seen, str(path))
-    return found
+def write_tiny(section: Section, folder: Path) -> Section:
+    """Made-up images (or tones) and tables in the section's format; see `mmtune.sources`."""
+    folder_key, column_key = _KEYS[section.modality]
+    column = getattr(section, column_key) or column_key
+    ending, draw = (".png", picture) if section.modality == "image" else (".wav", tone)
+    inside = "" if getattr(section, folder_key) is not None else f"{folder_key}/"
+    by = section.split.by if section.split and section.split.by != column else None
+    group = group_name if by else lambda number, attempt: f"{inside}{file_stem(number, attempt)}{ending}"
+    pictures = make_up(split_names(section), section.split, group)
+    (folder / folder_key).mkdir(parents=True, exist_ok=True)
+    for one in pictures:
+        (folder / folder_key / f"{one.name}{ending}").write_bytes(draw(one.number))
+    rows = made_up_rows(pictures, parse_caption(section.caption), id=section.id, by=by, splits=section.splits)
+    written: dict[str, str] = {}
+    for name, path in section._files.items():
+        written[name] = str(folder / f"{name or 'pairs'}{Path(path).suffix}")
+        there = [{**row, column: f"{inside}{one.name}{ending}"} for one, row in rows if name in ("", one.split)]
+        write_table(Path(written[name]), section.format or format_of(path), there)
+    moved = {} if inside else {folder_key: str(folder / folder_key)}
+    tables = written[""] if isinstance(section.path, str) else section.path.model_copy(update=written)
+    return section.model_copy(update={"path": tables, **moved})

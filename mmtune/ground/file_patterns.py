@@ -1,0 +1,107 @@
+"""Names of several files in one line of a recipe: ``shards/{000..012}.tar``, ``{a,b}.parquet``, ``data/train-*``."""
+
+import glob
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from mmtune.ground.errors import DataError
+
+MOST_FILES = 1_000_000
+"""More than this is a slip of the pen: ``{0..999999999}``."""
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Every name that the braces stand for, in their order: ``{08..10}`` keeps its width, ``{a,b}`` lists words.
+
+    Braces that hold neither a range nor a comma stand for themselves.
+    """
+    for braces in _BRACES.finditer(pattern):
+        words = _words(braces.group(1))
+        if words is not None:
+            head, tail = pattern[: braces.start()], pattern[braces.end() :]
+            for word in words:
+                yield from (head + word + rest for rest in expand_braces(tail))
+            return
+    yield pattern
+
+
+def _words(inside: str) -> Iterator[str] | None:
+    bounds = _RANGE.fullmatch(inside)
+    if bounds:
+        first, last = bounds.groups()
+        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        step = 1 if int(first) <= int(last) else -1
+        return (f"{number:0{width}d}" for number in range(int(first), int(last) + step, step))
+    return iter(inside.split(",")) if "," in inside else None
+
+
+def files_of(pattern: str, setting: str) -> list[Path]:
+    """The files that a pattern stands for: in the order of its braces, and sorted within each ``*``; each once.
+
+    Args:
+        pattern: a path; ``{}`` as `expand_braces`, ``*``, ``?``, ``[]`` and ``**`` as in a shell.
+        setting: the recipe's key, for the message.
+
+    Raises:
+        DataError: names without a file, all of them (the first five are shown), or a range that is endless.
+    """
+    if Path(pattern).is_file():
+        return [Path(pattern)]
+    names = list(islice(expand_braces(pattern), MOST_FILES + 1))
+    if len(names) > MOST_FILES:
+        raise DataError(f"{setting}: '{pattern}' stands for more than {MOST_FILES:,} files")
+    found: dict[Path, None] = {}
+    missing: list[str] = []
+    for name in names:
+        there = _matches(name)
+        found.update(dict.fromkeys(there))
+        missing += [] if there else [name]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        of = f" (of '{pattern}')" if len(names) > 1 else ""
+        raise DataError(f"{setting}: no such file: {', '.join(missing[:5])}{more}{of}{_siblings(missing[0])}")
+    return list(found)
+
+
+def files_of_splits(patterns: Mapping[str, str], setting: str) -> dict[str, list[Path]]:
+    """`files_of` for a pattern per split ("" where one pattern stands for all).
+
+    Raises:
+        DataError: all problems of all patterns.
+    """
+    found: dict[str, list[Path]] = {}
+    problems = []
+    for split, pattern in patterns.items():
+        try:
+            found[split] = files_of(pattern, f"{setting}.{split}" if split else setting)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return found
+
+
+def any_file(pattern: str) -> bool:
+    """Whether the first name that a pattern stands for is there."""
+    return bool(_matches(next(expand_braces(pattern))))
+
+
+def _matches(name: str) -> list[Path]:
+    if Path(name).is_file() or not glob.has_magic(name):
+        return [Path(name)] if Path(name).is_file() else []
+    return [path for each in sorted(glob.glob(name, recursive=True)) if (path := Path(each)).is_file()]
+
+
+def _siblings(name: str) -> str:
+    folder = Path(name).parent
+    if glob.has_magic(str(folder)):
+        return ""
+    if not folder.is_dir():
+        return f"; there is no folder {folder}"
+    names = sorted(path.name for path in folder.iterdir())
+    return f"; {folder} holds {', '.join(names[:8]) or 'nothing'}{' ...' if len(names) > 8 else ''}"

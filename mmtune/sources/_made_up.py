@@ -1,0 +1,130 @@
+"""Made-up pictures, tones and captions: what every kind's ``write_tiny`` writes in its own columns and splits."""
+
+import io
+import itertools
+import math
+import struct
+import wave
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mmtune.sources._captions import CaptionRule
+from mmtune.sources._splits import HashSplit
+
+NUM_PICTURES = 24
+NUM_CAPTIONS = 2
+"""Captions of each picture, where the format has room for more than one."""
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 70),
+    "blue": (40, 80, 220),
+    "yellow": (230, 200, 40),
+    "violet": (140, 60, 190),
+    "grey": (128, 128, 128),
+}
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """One picture or tone of the made-up data.
+
+    Attributes:
+        number: from 0.
+        split: where it belongs.
+        attempt: how many names were tried before the hash put one into the split; 0 where nothing is hashed.
+        group: the name that was hashed, "" where nothing is.
+    """
+
+    number: int
+    split: str
+    attempt: int = 0
+    group: str = ""
+
+    @property
+    def name(self) -> str:
+        """A file name without its ending."""
+        return file_stem(self.number, self.attempt)
+
+
+def file_stem(number: int, attempt: int) -> str:
+    """A file name without its ending, another one for every attempt."""
+    return f"tiny{number:02d}x{attempt}"
+
+
+def group_name(number: int, attempt: int) -> str:
+    """What a column that names the group holds."""
+    return f"group {number}.{attempt}"
+
+
+def make_up(
+    names: Sequence[str], by_hash: HashSplit | None = None, group: Callable[[int, int], str] = file_stem
+) -> list[MadeUp]:
+    """Pictures for every split: a quarter each for validation and test, the rest for training.
+
+    Args:
+        names: the splits there are.
+        by_hash: where a hash decides, pictures get names that it puts into the split they are for.
+        group: the name that is hashed, of (number, attempt).
+    """
+    held_out = [name for name in names if name != "train"]
+    found = []
+    for number in range(NUM_PICTURES):
+        place = number % 4 if "train" in names else number % len(names)
+        split = held_out[place] if place < len(held_out) else "train"
+        if by_hash is None:
+            found.append(MadeUp(number, split))
+            continue
+        attempt = next(i for i in itertools.count() if by_hash.assign(group(number, i)) == split)
+        found.append(MadeUp(number, split, attempt, group(number, attempt)))
+    return found
+
+
+def picture(number: int, attempt: int = 0, form: str = "PNG") -> bytes:
+    """The file of a picture of 32 to 64 pixels a side: a spot on a ground. Other attempts give other bytes."""
+    from PIL import Image, ImageDraw
+    from PIL.PngImagePlugin import PngInfo
+
+    width, height = 32 + number * 5 % 33, 32 + number * 11 % 33
+    spot, ground = _colours(number)
+    image = Image.new("RGB", (width, height), COLOURS[ground])
+    x, y = number * 7 % (width // 2), number * 3 % (height // 2)
+    ImageDraw.Draw(image).ellipse((x, y, x + width // 2, y + height // 2), COLOURS[spot])
+    note = PngInfo()
+    note.add_text("attempt", str(attempt))
+    file = io.BytesIO()
+    image.save(file, form, **({"pnginfo": note} if form == "PNG" else {}))
+    return file.getvalue()
+
+
+def tone(number: int, *, seconds: float = 0.5, rate: int = 16_000) -> bytes:
+    """A WAV file with a tone of its own height, 16 bits, mono."""
+    pitch = 220 * 2 ** (number / 12)
+    values = (round(12_000 * math.sin(2 * math.pi * pitch * step / rate)) for step in range(round(seconds * rate)))
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(rate)
+        sound.writeframes(b"".join(struct.pack("<h", value) for value in values))
+    return file.getvalue()
+
+
+def captions(number: int) -> list[str]:
+    """Two captions of a picture (or of a tone, which has no colours to contradict them)."""
+    spot, ground = _colours(number)
+    return [f"a {spot} spot on {ground}, number {number}", f"number {number}: {ground} with a spot of {spot}"]
+
+
+def cells(rule: CaptionRule, number: int, variant: int) -> dict[str, str]:
+    """The columns that a caption rule reads, filled for one of the `NUM_CAPTIONS` captions."""
+    if rule.pieces is None:
+        return {rule.text: captions(number)[variant]}
+    first, *others = rule.columns
+    return {first: captions(number)[variant], **{column: f"{column} {number}.{variant}" for column in others}}
+
+
+def _colours(number: int) -> tuple[str, str]:
+    names = list(COLOURS)
+    spot = number % len(names)
+    return names[spot], names[(spot + 1 + number // len(names)) % len(names)]
