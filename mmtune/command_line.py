@@ -6,69 +6,67 @@ Nothing slow is imported before a story needs it: ``--help``, ``recipes``, ``sch
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from mmtune.ground.errors import MmtuneError
-
-
-class Resume(StrEnum):
-    """What to do with a run folder that holds the same recipe."""
-
-    auto = "auto"
-    never = "never"
-
-
-class Base(StrEnum):
-    """What a quantized run is merged into."""
-
-    auto = "auto"
-    full = "full"
-
-
-class Dtype(StrEnum):
-    """Number format of merged weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class InputKind(StrEnum):
-    """What is embedded."""
-
-    image = "image"
-    text = "text"
-
+from mmtune import command_options as options
+from mmtune.ground.errors import MmtuneError, RecipeError
 
 app = typer.Typer(
     name="mmtune",
     help="Adapt pretrained image-text models to your own data, score them against their base, merge them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipes_app = typer.Typer(help="The recipes that travel with mmtune.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="values that replace the recipe's")
-]
-
 
 def main() -> None:
-    """Entry of the console script: a mistake of the user's is one message on stderr and exit code 2."""
+    """Entry of the console script: a mistake of the user's is one message on stderr and exit code 2.
+
+    What stands after ``--`` is for ``accelerate launch``; only ``finetune`` has a launcher.
+    """
+    from mmtune.launcher_call import split_arguments
+
+    arguments, launcher = split_arguments(sys.argv[1:])
     try:
-        app()
+        if launcher and arguments[:1] != ["finetune"]:
+            raise RecipeError(f"{' '.join(launcher)}: options after -- are the launcher's, which only finetune has")
+        app(args=arguments, prog_name="mmtune", obj=(arguments[1:], launcher))
     except MmtuneError as error:
         if _is_first_rank():
             print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
+
+
+def _load(recipe: Path | None, overrides: list[str] | None, *, tiny: bool = False, ranks: int = 1) -> Any:
+    """The recipe of a command, or its tiny twin; None where the command was given none."""
+    from mmtune.recipe_schema import load_recipe
+
+    if recipe is None:
+        return None
+    loaded = load_recipe(recipe, overrides or (), world_size=ranks)
+    if not tiny:
+        return loaded
+    from mmtune.tiny_recipe import shrink
+
+    loaded, notes = shrink(loaded, overrides or (), world_size=ranks)
+    if _is_first_rank():
+        print("\n".join(notes), file=sys.stderr)
+    return loaded
+
+
+def _run(target: str, tiny: bool, recipe: Any = None) -> str:
+    """The model a command is about, or what stands for it in the tiny world."""
+    if not tiny:
+        return target
+    from mmtune.tiny_recipe import tiny_run
+
+    return tiny_run(target, recipe)
 
 
 def _is_first_rank() -> bool:
@@ -77,20 +75,29 @@ def _is_first_rank() -> bool:
 
 @app.command()
 def finetune(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    context: typer.Context,
+    recipe: options.RecipeArgument,
+    overrides: options.Overrides = None,
     resume: Annotated[
-        Resume, typer.Option(help="auto: go on where the run folder holds the same recipe; never: refuse such a folder")
-    ] = Resume.auto,
+        options.Resume,
+        typer.Option(help="auto: go on where the run folder holds the same recipe; never: refuse such a folder"),
+    ] = options.Resume.auto,
     restart: Annotated[bool, typer.Option("--restart", help="move an old run aside and begin anew")] = False,
     print_resolved: Annotated[
         bool, typer.Option("--print-resolved", help="print the recipe with every default, and stop")
     ] = False,
+    tiny: options.TinyRecipe = False,
 ) -> None:
-    """Fine-tune as RECIPE says; for several GPUs: accelerate launch -m mmtune.finetune RECIPE."""
+    """Fine-tune as RECIPE says; for several GPUs: mmtune finetune RECIPE -- --num_processes 4."""
     from mmtune.recipe_schema import load_recipe, resolved_json
 
-    checked = load_recipe(recipe, overrides or (), world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    ours, launcher = context.obj or ([], [])
+    if launcher:
+        from mmtune.launcher_call import launch
+
+        load_recipe(recipe, overrides or ())  # a mistake is found before processes are started
+        launch(ours, launcher)
+    checked = _load(recipe, overrides, tiny=tiny, ranks=int(os.environ.get("WORLD_SIZE", "1")))
     if print_resolved:
         _print_json(resolved_json(checked))
         return
@@ -101,25 +108,23 @@ def finetune(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="a run, a checkpoint, a peft adapter, a model folder or a hub id")],
-    overrides: Overrides = None,
+    target: options.ModelArgument,
+    overrides: options.Overrides = None,
     recipe: Annotated[
         Path | None, typer.Option(help="where the data comes from, if TARGET is no run; overrides apply to it")
     ] = None,
     split: Annotated[str, typer.Option(help="split of the data to score")] = "test",
-    checkpoint: Annotated[
-        str | None, typer.Option(help="a checkpoint of the run, such as step-000120; default: the best one")
-    ] = None,
+    checkpoint: options.CheckpointOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="folder for scores and pictures; default: the run's")
     ] = None,
+    tiny: options.TinyRun = False,
 ) -> None:
     """Score a run against its untouched backbone, or a model alone, on one split."""
-    from mmtune.recipe_schema import load_recipe
-
     if overrides and recipe is None:
         raise MmtuneError(f"{overrides[0]!r}: overrides change a recipe; give one with --recipe")
-    loaded = None if recipe is None else load_recipe(recipe, overrides or ())
+    loaded = _load(recipe, overrides, tiny=tiny)
+    target = _run(target, tiny, loaded)
     from mmtune.evaluation_run import evaluate as evaluate_target
 
     evaluate_target(target, recipe=loaded, split=split, checkpoint=checkpoint, output=output)
@@ -127,65 +132,125 @@ def evaluate(
 
 @app.command()
 def merge(
-    run: Annotated[str, typer.Argument(help="a run, a checkpoint or a peft adapter")],
+    run: options.RunArgument,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="model folder to write [RUN/merged]")] = None,
     scale: Annotated[float, typer.Option(help="base + SCALE x (merged - base), for every tensor")] = 1.0,
     base: Annotated[
-        Base, typer.Option(help="a quantized run merges into: auto: its dequantized base; full: the original weights")
-    ] = Base.auto,
+        options.Base,
+        typer.Option(help="a quantized run merges into: auto: its dequantized base; full: the original weights"),
+    ] = options.Base.auto,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="number format of the written weights; default: the backbone's")
+        options.Dtype | None, typer.Option(help="number format of the written weights; default: the backbone's")
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="data for the proof, if no run here made the adapter; default: shipped glyphs")
     ] = None,
+    tiny: options.TinyRun = False,
 ) -> None:
     """Write a run as a plain model folder, proven equal to the adapted model in a fresh process."""
-    from mmtune.recipe_schema import load_recipe
-
-    loaded = None if recipe is None else load_recipe(recipe)
+    loaded = _load(recipe, None, tiny=tiny)
+    run = _run(run, tiny)
     from mmtune.export_run import merge as merge_run
 
     number_format = None if dtype is None else dtype.value
-    target: Literal["auto", "full"] = "full" if base is Base.full else "auto"
+    target: Literal["auto", "full"] = "full" if base is options.Base.full else "auto"
     folder = merge_run(run, output=output, scale=scale, base=target, dtype=number_format, recipe=loaded)
     print(f"wrote {folder}; the proof stands in {folder / 'merge_report.json'}")
 
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="a run, a checkpoint, a peft adapter, a model folder or a hub id")],
+    model: options.ModelArgument,
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="a folder, a glob, a table (JSON lines, CSV, TSV) or a .txt file")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the .npy file to write; ids go beside it")],
-    kind: Annotated[InputKind | None, typer.Option(help="what to embed; default: what INPUT holds")] = None,
+    kind: Annotated[options.InputKind | None, typer.Option(help="what to embed; default: what INPUT holds")] = None,
     column: Annotated[str | None, typer.Option(help="the table's column, where its name does not say it")] = None,
-    images: Annotated[str | None, typer.Option(help="folder that a table's image paths start from")] = None,
+    images: Annotated[str | None, typer.Option(help="folder that a table's paths start from")] = None,
     batch: Annotated[int, typer.Option(min=1, help="inputs per forward pass")] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="processes that read images")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="processes that read files or sounds")] = 0,
+    tiny: options.TinyRun = False,
 ) -> None:
-    """Embed images or texts; an interrupted prediction goes on where it stopped."""
+    """Embed images, sounds or texts; an interrupted prediction goes on where it stopped."""
+    model = _run(model, tiny)
     from mmtune.predict_run import predict as predict_source
 
-    kinds: dict[InputKind | None, Literal["image", "text"] | None]
-    kinds = {InputKind.image: "image", InputKind.text: "text", None: None}
+    chosen: Any = None if kind is None else kind.value
     predict_source(
-        model, source, output=output, kind=kinds[kind], column=column, images=images, batch=batch, workers=workers
+        model, source, output=output, kind=chosen, column=column, images=images, batch=batch, workers=workers
     )
 
 
 @app.command()
 def check(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
+    recipe: options.RecipeArgument,
+    overrides: options.Overrides = None,
     schema_only: Annotated[bool, typer.Option("--schema-only", help="stop before data and backbone")] = False,
     ranks: Annotated[int, typer.Option(min=1, help="processes the run will be launched with")] = 1,
+    tiny: options.TinyRecipe = False,
 ) -> None:
     """Run every check of RECIPE that needs no training; exit code 0 or 2."""
     from mmtune.preflight_run import check as check_recipe
 
-    raise typer.Exit(check_recipe(recipe, overrides or (), schema_only, ranks=ranks))
+    raise typer.Exit(check_recipe(recipe, overrides or (), schema_only, ranks=ranks, tiny=tiny))
+
+
+@app.command("find-lr")
+def find_lr(
+    recipe: options.RecipeArgument,
+    overrides: options.Overrides = None,
+    lowest: Annotated[float, typer.Option(help="learning rate of the first step")] = 1e-7,
+    highest: Annotated[float, typer.Option(help="learning rate of the last step")] = 1.0,
+    steps: Annotated[int, typer.Option(min=10, help="steps between them, on a logarithmic scale")] = 100,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="folder for plot and table; default: OUTPUT_find_lr")
+    ] = None,
+    tiny: options.TinyRecipe = False,
+) -> None:
+    """Raise the learning rate step by step until the loss diverges, plot it, and suggest one; nothing is kept."""
+    loaded = _load(recipe, overrides, tiny=tiny)
+    from mmtune.learning_rate_run import find_learning_rate
+
+    found = find_learning_rate(loaded, lowest=lowest, highest=highest, steps=steps, output=output)
+    print(f"suggested train.learning_rate: {found.suggestion:.2g}; see {found.plot}")
+
+
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(metavar="DIR_OR_RUN", help="a run, a merged folder or an adapter folder")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name on the hub")],
+    private: Annotated[bool, typer.Option("--private", help="a new repository is private")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be uploaded; contact nothing")] = False,
+    checkpoint: options.CheckpointOption = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="the backbone's name on the hub, where the run knows it as a folder only")
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="of the commit")] = None,
+    tiny: options.TinyRun = False,
+) -> None:
+    """Upload an adapter or a merged model with a model card made from the run."""
+    source = _run(source, tiny)
+    from mmtune.push_run import push as push_source
+
+    report = push_source(
+        source,
+        repo_id,
+        private=private,
+        dry_run=dry_run,
+        checkpoint=checkpoint,
+        base_model=base_model,
+        message=message,
+    )
+    print(report)
+
+
+@app.command()
+def env() -> None:
+    """Print what a bug report needs: versions, hardware, settings; no secrets, paths or names."""
+    from mmtune.environment_report import as_markdown, describe_environment
+
+    print(as_markdown(describe_environment()))
 
 
 @app.command()
@@ -208,7 +273,7 @@ def list_recipes() -> None:
 
 
 @recipes_app.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="as `mmtune recipes list` writes it")]) -> None:
+def show_recipe(name: options.ShelfName) -> None:
     """Print a shipped recipe."""
     from mmtune.recipe_shelf import find_recipe
 
@@ -217,7 +282,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="as `mmtune recipes lis
 
 @recipes_app.command("copy")
 def copy_recipe(
-    name: Annotated[str, typer.Argument(help="as `mmtune recipes list` writes it")],
+    name: options.ShelfName,
     target: Annotated[Path, typer.Argument(help="a folder or a .yaml file")] = Path("."),
     force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
 ) -> None:

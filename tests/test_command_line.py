@@ -1,10 +1,11 @@
 """The console command and the launcher's entry: arguments in, exit code out, no traceback for a user's mistake."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,12 +38,13 @@ def stories(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[tuple[Any, ...],
     """The stories replaced by ones that write down how they were called."""
     called: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     homes = {"training_run": "fit", "evaluation_run": "evaluate", "export_run": "merge", "predict_run": "predict"}
+    homes |= {"push_run": "push", "learning_rate_run": "find_learning_rate"}
     for home, name in homes.items():
         fake = ModuleType(f"mmtune.{home}")
 
-        def note(*given: Any, _name: str = name, **named: Any) -> Path:
+        def note(*given: Any, _name: str = name, **named: Any) -> Any:
             called[_name] = (given, named)
-            return Path("written")
+            return SimpleNamespace(suggestion=3e-4, plot="plot.png") if "rate" in _name else Path("written")
 
         setattr(fake, name, note)
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
@@ -59,6 +61,8 @@ def test_nothing_slow_is_imported_before_it_is_needed(tmp_path: Path) -> None:
         (["recipes", "list"], 0),
         (["recipes", "show", "quickstart"], 0),
         (["schema"], 0),
+        (["push", "--help"], 0),
+        (["finetune", str(wrong), "--", "--num_processes", "2"], 2),
         (["check", str(RECIPE), "--schema-only"], 0),
         (["check", str(wrong)], 2),
         (["finetune", str(wrong)], 2),
@@ -134,6 +138,30 @@ def test_evaluate_merge_and_predict_hand_their_options_on(run: Any, stories: Any
     assert stories["predict"] == (("runs/x", "photos"), named)
     assert run("predict", "runs/x", "pairs.csv", "-o", "e.npy", "--column", "title")[0] == 0
     assert stories["predict"][1]["kind"] is None and stories["predict"][1]["column"] == "title"
+
+
+def test_push_and_find_lr_hand_their_options_on(run: Any, stories: Any) -> None:
+    assert run("push", "runs/x", "someone/model", "--private", "--dry-run", "--checkpoint", "step-000010")[0] == 0
+    named = {"private": True, "dry_run": True, "checkpoint": "step-000010", "base_model": None, "message": None}
+    assert stories["push"] == (("runs/x", "someone/model"), named)
+    assert run("push", "runs/x", "someone/model", "--base-model", "some/base", "-m", "why")[1] == "written\n"
+    assert stories["push"][1]["base_model"] == "some/base" and stories["push"][1]["private"] is False
+    code, out, _ = run("find-lr", RECIPE, "seed=2", "--lowest", "1e-6", "--highest", "0.1", "--steps", "50", "-o", "x")
+    named = {"lowest": 1e-6, "highest": 0.1, "steps": 50, "output": Path("x")}
+    assert stories["find_learning_rate"] == ((load_recipe(RECIPE, ["seed=2"]),), named)
+    assert code == 0 and "0.0003" in out and "plot.png" in out
+
+
+def test_the_shell_completes_commands_and_recipe_names() -> None:
+    def completions(words: str, place: int) -> list[str]:
+        environment = {**os.environ, "_MMTUNE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        command = [sys.executable, "-m", "mmtune.command_line"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        return done.stdout.split()
+
+    assert completions("mmtune pu", 1) == ["push"]
+    assert "find-lr" in completions("mmtune ", 1) and "recipes" in completions("mmtune ", 1)
+    assert completions("mmtune recipes copy siglip", 3) == ["siglip2_sigmoid_lora"]
 
 
 def test_overrides_without_a_recipe_are_refused(run: Any, stories: Any) -> None:

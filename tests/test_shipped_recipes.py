@@ -8,15 +8,12 @@ import pytest
 from mmtune.recipe_schema import load_recipe, recipe_from_json, resolved_json
 from mmtune.recipe_shelf import find_recipe, find_shelf, shipped_recipes, summary_of
 
-NUM_RECIPES = 4
+NUM_RECIPES = 13
 RECIPES = sorted(shipped_recipes().items())
 
 
 def test_their_number_is_known() -> None:
     assert len(RECIPES) == NUM_RECIPES
-    assert {"quickstart", "clip_retrieval_lora", "clip_retrieval_4bit_lora", "siglip2_sigmoid_lora"} == dict(
-        RECIPES
-    ).keys()
 
 
 def test_nothing_else_lies_on_the_shelf() -> None:
@@ -44,16 +41,25 @@ def test_each_begins_with_schema_purpose_and_command(name: str, path: Path) -> N
 def test_the_command_that_each_header_gives_is_sound(name: str, path: Path) -> None:
     overrides = re.findall(r"[a-z_.]+=\S+", path.read_text().splitlines()[2])
     recipe = load_recipe(path, overrides)
-    assert recipe.data.kind != "jsonl" or recipe.data.path == "pairs.csv"
+    assert recipe.data.kind != "jsonl" or recipe.data.path in ("pairs.csv", "clips.csv")
 
 
 def test_what_each_recipe_is_about() -> None:
     recipes = {name: load_recipe(path) for name, path in RECIPES}
     assert recipes["quickstart"].backbone.id == "builtin:glyph-clip" and recipes["quickstart"].data.kind == "glyphs"
-    assert recipes["clip_retrieval_4bit_lora"].backbone.quantize == "4bit"
-    assert recipes["clip_retrieval_lora"].backbone.quantize is None
+    quantized = {name: one.backbone.quantize for name, one in recipes.items() if one.backbone.quantize}
+    assert quantized == {"clip_retrieval_4bit_lora": "4bit", "clip_retrieval_8bit_lora": "8bit"}
+    others = {name: one.adapter.kind for name, one in recipes.items() if one.adapter.kind != "lora"}
+    assert others == {
+        "clip_retrieval_full": "full",
+        "clip_retrieval_ia3": "ia3",
+        "clip_retrieval_vera": "vera",
+    }
+    assert [name for name, one in recipes.items() if getattr(one.adapter, "use_dora", False)] == ["clip_retrieval_dora"]
     assert recipes["siglip2_sigmoid_lora"].task.loss.kind == "sigmoid"
-    assert {recipe.adapter.kind for recipe in recipes.values()} == {"lora"}
+    assert recipes["clip_hub_lora"].data.kind == "hub" and recipes["clap_audio_lora"].data.sounds
+    families = {one.backbone.family for name, one in recipes.items() if name != "quickstart"}
+    assert families == {"clip", "siglip", "chinese_clip", "dual_encoder", "clap"}
 
 
 def test_a_recipe_is_found_with_and_without_its_ending() -> None:
