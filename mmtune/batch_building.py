@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mmtune.epoch_items import epoch_items
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_augmentation import AugmentSection, augment
 from mmtune.ground.records import BadItem, Sample
 from mmtune.ground.seeding import generator_for
+from mmtune.ground.stop_signals import leave_signals_to_parent
+from mmtune.sources import sections_by_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,9 +112,9 @@ class Encoded:
 
 
 class EncodedPairs:
-    """A dataset whose index is (epoch, item); runs in the loader's workers.
+    """A dataset whose index is (epoch, place); runs in the loader's workers.
 
-    A sample whose image cannot be decoded becomes a ``BadItem``; it is never replaced by another.
+    A sample whose image or sound cannot be decoded becomes a ``BadItem``; it is never replaced by another.
     """
 
     def __init__(
@@ -121,8 +124,10 @@ class EncodedPairs:
         self.task = task
         self.family = family
         self.processor = processor
-        self.augmentation: AugmentSection = data.augment
-        self.items = task.items(samples, data.captions)
+        self.augmentations: dict[str, AugmentSection] = {
+            name: section.augment for name, section in sections_by_source(data).items()
+        }
+        self.items = epoch_items(task, samples, data, seed)
         self.seed = seed
         self.limit = limit
 
@@ -130,19 +135,28 @@ class EncodedPairs:
         return len(self.items)
 
     def __getitem__(self, place: tuple[int, int]) -> Encoded | BadItem:
-        epoch, item = place
-        index, caption = self.items[item]
-        sample = self.samples[index]
-        pair = self.task.render(sample, caption, seed=self.seed, epoch=epoch)
-        generator = generator_for(self.seed, "augment", epoch, sample.id, caption)
+        item = self.items.at(*place)
+        sample = self.samples[item.sample]
+        pair = self.task.render(sample, item.caption, seed=self.seed, epoch=item.turn)
         try:
-            image = augment(sample.media.read(), self.augmentation, generator)
-            pixels = self.family.encode_media(self.processor, image)
+            shown = self._encode_media(sample, item.caption, item.turn)
         except DataError as error:
             return BadItem(sample.media.where, str(error).removeprefix(f"{sample.media.where}: "), "train")
-        inputs = {**pixels, **self.family.encode_text(self.processor, pair.text)}
+        inputs = {**shown, **self.family.encode_text(self.processor, pair.text)}
         is_long = self.family.num_tokens(self.processor, pair.text) > self.limit
         return Encoded(sample.id, inputs, pair.text_key, pair.image_keys, is_long)
+
+    def _encode_media(self, sample: Sample, caption: int | None, epoch: int) -> "dict[str, Tensor]":
+        """The sample's image or sound as this epoch shows it: changed, or cut, at random by (seed, epoch, id)."""
+        media: Any = sample.media.read()
+        encode = getattr(self.family, "encode_drawn", None)
+        encoded: dict[str, Tensor]
+        if encode is not None:
+            encoded = encode(self.processor, media, generator_for(self.seed, "encode", epoch, sample.id, caption))
+            return encoded
+        generator = generator_for(self.seed, "augment", epoch, sample.id, caption)
+        encoded = self.family.encode_media(self.processor, augment(media, self.augmentations[sample.source], generator))
+        return encoded
 
 
 class Collate:
@@ -199,4 +213,5 @@ def open_loader(
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )

@@ -93,7 +93,7 @@ def contrastive_step(context: StepContext, batches: Sequence[Batch], step: int) 
 
 
 def _embed(context: StepContext, batch: Batch, step: int, number: int, graph: bool) -> "tuple[Tensor, Tensor]":
-    """Embeddings of one micro-batch in at least fp32, ``float[B, D]`` each."""
+    """Embeddings of one micro-batch in at least fp32, ``float[B, D]`` each (images may have several vectors)."""
     import torch
 
     family, model = context.backbone.family, context.backbone.model
@@ -133,11 +133,11 @@ def _rows(parts: "list[Tensor]", context: StepContext) -> "Tensor":
     import torch
 
     full = [part for part in parts if part.shape[0]]
-    width = max(gather_objects([full[0].shape[1] if full else 0]))
+    width = max(gather_objects([tuple(full[0].shape[1:]) if full else (0,)]))
     if full:
         return torch.cat(full)
     dtype = torch.promote_types(next(iter(context.trainable.values())).dtype, torch.float32)
-    return torch.zeros((0, width), device=context.device, dtype=dtype)
+    return torch.zeros((0, *width), device=context.device, dtype=dtype)
 
 
 def _keys(batches: Sequence[Batch], device: "torch.device") -> "Tensor":
@@ -160,7 +160,7 @@ def _sum_over_ranks(context: StepContext) -> None:
 
     if world_size() == 1:
         return
-    once = set(context.backbone.family.FAMILY.temperature)
+    once = set(context.backbone.traits.temperature)
     parameters = list(context.trainable.values())
     for name, parameter in context.trainable.items():
         if parameter.grad is None:

@@ -53,7 +53,8 @@ class EmbeddingStore:
     """Fills ``num_items`` rows in order and remembers how many are safe on the disk.
 
     What is written: ``NAME.part.npy`` and ``NAME.manifest.json`` on the way; ``NAME.npy`` float32[N, D],
-    ``NAME.ids.json`` and the manifest at the end. Rows of items that failed are left out at the end.
+    or float32[N, Q, D] from a model that gives several vectors for an image, ``NAME.ids.json`` and the manifest at the
+    end. Rows of items that failed are left out at the end.
 
     Args:
         paths: where.
@@ -107,7 +108,7 @@ class EmbeddingStore:
         assert taken == list(range(self.num_done, self.num_done + len(taken))), "rows come in order"
         if places:
             if self._rows is None:
-                self._rows = self._create(rows.shape[1])
+                self._rows = self._create(rows.shape[1:])
             self._rows[places] = rows
         self.failed.update(failed)
         self.num_done += len(taken)
@@ -130,7 +131,7 @@ class EmbeddingStore:
             raise DataError(f"{self.paths.embeddings}: none of the {self.num_items} items could be embedded")
         with whole_file(self.paths.embeddings) as beside:
             final = np.lib.format.open_memmap(
-                beside, mode="w+", dtype=np.float32, shape=(len(good), self._rows.shape[1])
+                beside, mode="w+", dtype=np.float32, shape=(len(good), *self._rows.shape[1:])
             )
             for start in range(0, len(good), BLOCK_ROWS):
                 final[start : start + BLOCK_ROWS] = self._rows[good[start : start + BLOCK_ROWS]]
@@ -142,9 +143,11 @@ class EmbeddingStore:
         self.paths.partial.unlink()
         self.finished = True
 
-    def _create(self, width: int) -> "np.memmap[Any, Any]":
+    def _create(self, width: tuple[int, ...]) -> "np.memmap[Any, Any]":
         self.paths.partial.parent.mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(self.paths.partial, mode="w+", dtype=np.float32, shape=(self.num_items, width))
+        return np.lib.format.open_memmap(
+            self.paths.partial, mode="w+", dtype=np.float32, shape=(self.num_items, *width)
+        )
 
     def _manifest(self, status: str) -> dict[str, Any]:
         failed = [{"place": place, **asdict(item)} for place, item in sorted(self.failed.items())]

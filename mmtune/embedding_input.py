@@ -1,4 +1,4 @@
-"""What ``predict`` embeds: images of a folder or a glob, images or texts of a table, lines of a text file."""
+"""What ``predict`` embeds: images or sounds of a folder or a glob, the same or texts of a table, lines of a file."""
 
 import glob
 import hashlib
@@ -10,16 +10,27 @@ from pathlib import Path
 from typing import Literal
 
 from mmtune.ground.errors import DataError
-from mmtune.ground.image_reading import ImageFile, check_header
-from mmtune.ground.records import BadItem, printable
+from mmtune.ground.image_reading import ImageFile
+from mmtune.ground.records import MEDIA_WORDS, BadItem, MediaReference, printable
+from mmtune.ground.sound_reading import SOUND_SUFFIXES, SoundFile, require_packages
 from mmtune.sources._pairs import NUM_THREADS
 from mmtune.sources._table import SUFFIXES, as_text, format_of, is_missing, nearest, read_table
 from mmtune.sources.image_folder import IMAGE_SUFFIXES, images_below
 
-InputKind = Literal["image", "text"]
+InputKind = Literal["image", "audio", "text"]
 
-COLUMNS: dict[InputKind, tuple[str, ...]] = {"image": ("image", "file_name"), "text": ("text", "caption")}
+COLUMNS: dict[InputKind, tuple[str, ...]] = {
+    "image": ("image", "file_name"),
+    "audio": ("audio",),
+    "text": ("text", "caption"),
+}
 """Columns that are looked for where none is named."""
+
+FILES: dict[InputKind, tuple[type[ImageFile] | type[SoundFile], frozenset[str]]] = {
+    "image": (ImageFile, IMAGE_SUFFIXES),
+    "audio": (SoundFile, SOUND_SUFFIXES),
+}
+"""What a path stands for, and the endings of its kind."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +39,15 @@ class EmbeddingInput:
 
     Attributes:
         kind: what the items are.
-        ids: one per item: the ``id`` column, the image's path or ``file:line``.
-        items: image references, or texts.
+        ids: one per item: the ``id`` column, the file's path or ``file:line``.
+        items: references, or texts.
         bad: what was found bad already, with its reason.
-        fingerprint: changes when any item does (for images: path, size or time of change).
+        fingerprint: changes when any item does (for files: path, size or time of change).
     """
 
     kind: InputKind
     ids: tuple[str, ...]
-    items: Sequence[ImageFile | str]
+    items: Sequence[MediaReference | str]
     bad: tuple[BadItem, ...]
     fingerprint: str
 
@@ -49,16 +60,22 @@ class _Listed:
 
 
 def list_input(
-    source: str | Path, kind: InputKind | None = None, *, column: str | None = None, images: str | Path | None = None
+    source: str | Path,
+    kind: InputKind | None = None,
+    *,
+    column: str | None = None,
+    images: str | Path | None = None,
+    modality: Literal["image", "audio"] = "image",
 ) -> EmbeddingInput:
-    """Find out what ``source`` is and list it; image headers are checked, nothing is decoded.
+    """Find out what ``source`` is and list it; headers of images and sounds are checked, nothing is decoded.
 
     Args:
-        source: a folder (every image below it), an image, a glob of images (``**`` for all depths), a table
+        source: a folder (every image, or sound, below it), a file, a glob of them (``**`` for all depths), a table
             (JSON lines, CSV, TSV), or a ``.txt`` (a text or a path per line).
-        kind: ``image`` or ``text``; None: what ``source`` holds, texts for a ``.txt``.
-        column: the table's column; None: ``image`` or ``file_name``, ``text`` or ``caption``.
-        images: folder that a table's or list's image paths start from; None: the folder it lies in.
+        kind: ``image``, ``audio`` or ``text``; None: what ``source`` holds, texts for a ``.txt``.
+        column: the table's column; None: ``image`` or ``file_name``, ``audio``, ``text`` or ``caption``.
+        images: folder that a table's or list's paths start from; None: the folder it lies in.
+        modality: what is taken from a folder or a glob where ``kind`` does not say.
 
     Raises:
         DataError: there is nothing, or it is not clear what is meant.
@@ -73,23 +90,26 @@ def list_input(
     elif kind == "text":
         raise DataError(f"{source}: texts come from a table ({', '.join(SUFFIXES)}) or a .txt with a text per line")
     else:
-        kind, listed = "image", _of_files(path)
+        kind = kind or modality
+        listed = _of_files(path, kind)
     if column is not None and suffix not in SUFFIXES:
         raise DataError(f"{source} is no table and has no column '{column}'")
     listing = path.is_file() and suffix in (*SUFFIXES, ".txt")
     root = Path(images) if listing and images is not None else path.parent if listing else Path("")
-    made = _images(listed, root, bad) if kind == "image" else _texts(listed, bad)
+    made = _texts(listed, bad) if kind == "text" else _references(listed, root, bad, kind)
     if not made.items:
         first = f"; first: {bad[0].where}: {bad[0].reason}" if bad else ""
-        where = f"; image paths start from {root.resolve()}" if listing and kind == "image" else ""
+        where = f"; {FILES[kind][0].noun} paths start from {root.resolve()}" if listing and kind != "text" else ""
+        where += f" (looked for {MEDIA_WORDS[kind]})" if path.is_dir() and kind != "text" else ""
         raise DataError(f"{source}: nothing to embed, {len(bad)} bad{first}{where}")
     return made
 
 
-def _of_files(path: Path) -> list[_Listed]:
-    """The images of a folder or a glob; their ids are paths within the folder, or as the glob gives them."""
+def _of_files(path: Path, kind: InputKind) -> list[_Listed]:
+    """The files of a folder or a glob; their ids are paths within the folder, or as the glob gives them."""
     if path.is_dir():
-        return [_Listed(str(image), image.relative_to(path).as_posix(), str(image)) for image in images_below(path)]
+        found = images_below(path, FILES[kind][1])
+        return [_Listed(str(file), file.relative_to(path).as_posix(), str(file)) for file in found]
     names = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     files = [name for name in names if os.path.isfile(name)]
     if not files and not glob.has_magic(str(path)):
@@ -124,7 +144,7 @@ def _of_table(
         elif not isinstance(value, str):
             bad.append(BadItem(row.where, f"not text: column '{column}' holds a {type(value).__name__}"))
         else:
-            fallback = value.strip() if kind == "image" else f"{path.name}:{row.where.rsplit(':', 1)[1]}"
+            fallback = value.strip() if kind != "text" else f"{path.name}:{row.where.rsplit(':', 1)[1]}"
             listed.append(_Listed(row.where, as_text(row.values.get("id")).strip() or fallback, value.strip()))
     return kind, listed
 
@@ -144,20 +164,26 @@ def _choose_column(
     wanted = ", ".join(name for each in COLUMNS for name in COLUMNS[each] if kind in (None, each))
     if not kinds:
         raise DataError(f"{path} has no column {wanted}; it has {', '.join(columns) or 'none'}; name one with --column")
-    raise DataError(f"{path} has images and texts: say which with --kind image or --kind text")
+    there = " and ".join([*(MEDIA_WORDS[each] for each in kinds if each != "text"), "texts"])
+    raise DataError(f"{path} has {there}: say which with --kind {' or --kind '.join(kinds)}")
 
 
 def _kind_of(values: Sequence[object]) -> InputKind:
-    """Images where most cells of a column are names of image files, texts otherwise."""
-    names = sum(isinstance(value, str) and Path(value.strip()).suffix.lower() in IMAGE_SUFFIXES for value in values)
-    return "image" if names > len(values) / 2 else "text"
+    """Images or sounds where most cells of a column are names of such files, texts otherwise."""
+    endings = [Path(value.strip()).suffix.lower() for value in values if isinstance(value, str)]
+    for kind, (_, suffixes) in FILES.items():
+        if sum(ending in suffixes for ending in endings) > len(values) / 2:
+            return kind
+    return "text"
 
 
-def _images(listed: list[_Listed], root: Path, bad: list[BadItem]) -> EmbeddingInput:
-    references = [ImageFile(os.path.join(root, one.value)) for one in listed if "\0" not in one.value]
+def _references(listed: list[_Listed], root: Path, bad: list[BadItem], kind: InputKind) -> EmbeddingInput:
+    if kind == "audio":
+        require_packages()
+    references = [FILES[kind][0](os.path.join(root, one.value)) for one in listed if "\0" not in one.value]
     listed = [one for one in listed if "\0" not in one.value]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        reasons = list(pool.map(check_header, (reference.key for reference in references)))
+        reasons = list(pool.map(_check, references))
     whole = [place for place, reason in enumerate(reasons) if reason is None]
     bad += [BadItem(listed[place].where, str(reason)) for place, reason in enumerate(reasons) if reason is not None]
     kept = [references[place] for place in whole]
@@ -166,7 +192,11 @@ def _images(listed: list[_Listed], root: Path, bad: list[BadItem]) -> EmbeddingI
     marks = [
         f"{reference.key}\0{stat.st_size}\0{stat.st_mtime_ns}" for reference, stat in zip(kept, stats, strict=True)
     ]
-    return EmbeddingInput("image", ids, kept, tuple(bad), _fingerprint(ids, marks))
+    return EmbeddingInput(kind, ids, kept, tuple(bad), _fingerprint(ids, marks))
+
+
+def _check(reference: ImageFile | SoundFile) -> str | None:
+    return reference.check()
 
 
 def _texts(listed: list[_Listed], bad: list[BadItem]) -> EmbeddingInput:

@@ -133,12 +133,15 @@ def describe(
     split: str,
 ) -> dict[str, Any]:
     """What a reader needs to know about how the scores came about."""
+    from mmtune.ground.records import MEDIA_WORDS
+
     shown = {image.key for image in embedded.images}
     bad = (*opened.bad, *embedded.bad)
     return {
         "split": split,
         "samples": sum(sample.media.key in shown for sample in opened.samples),
-        "images": len(embedded.images),
+        "modality": embedded.modality,
+        MEDIA_WORDS[embedded.modality]: len(embedded.images),
         "texts": len(embedded.texts),
         "bad": len(bad),
         "quarantined": [asdict(item) for item in bad],

@@ -27,7 +27,7 @@ def merge(
         scale: every tensor becomes base + scale (merged - base), log temperature included.
         base: ``auto`` merges a quantized run into its dequantized weights, ``full`` into the original ones.
         dtype: number format of the weights; by default the backbone's. Its rounding is then the proof's tolerance.
-        recipe: data for the proof of an adapter that no run here made; shipped glyphs by default.
+        recipe: data for the proof of an adapter that no run here made; shipped glyphs or tones by default.
 
     Returns:
         The folder; ``merge_report.json`` in it holds the figures.
@@ -37,6 +37,7 @@ def merge(
         RecipeError: an option that makes no sense, or an output that holds something else.
     """
     from mmtune import merge_building as building
+    from mmtune.backbones import describe
     from mmtune.ground.safe_files import sweep_leftovers, whole_folder
     from mmtune.model_loading import resolve
 
@@ -45,7 +46,7 @@ def merge(
     number_format = _check_options(target, base, dtype)
     sweep_leftovers(folder.resolve().parent, folder.resolve().name)
     building.check_output(folder)
-    samples, where = building.open_samples(target.recipe or recipe)
+    samples, where = building.open_samples(target.recipe or recipe, describe(target.backbone).traits.modality)
     merged = building.fold(target, samples, scale=scale, full=base == "full", dtype=number_format)
     with whole_folder(folder) as beside:
         copied = building.write_folder(merged, beside)

@@ -12,7 +12,9 @@ from mmtune.backbones._quiet_loading import quiet
 from mmtune.ground.errors import CheckpointError, RecipeError
 from mmtune.ground.records import Sample
 from mmtune.ground.safe_files import file_hash, files_below, write_json
+from mmtune.ground.sound_reading import Sound, read_sound, require_packages
 from mmtune.model_loading import Target, attach_target, load_base
+from mmtune.sources._made_up import tone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 REPORT = "merge_report.json"
 
-NOT_MERGED = ("optimizer", "rng")
+NOT_MERGED = ("optimizer", "rng", "raw")
 """What a checkpoint holds beside what was trained."""
 
 NUM_SCORED = 512
@@ -71,20 +73,41 @@ def check_output(folder: Path) -> None:
         raise RecipeError(f"{folder} is there already and is no earlier merge: name another folder with -o")
 
 
-def open_samples(recipe: "Recipe | None") -> tuple[Sequence[Sample], str]:
-    """Real samples for the proof, and where they are from: the recipe's held-out data, else shipped glyphs.
+def open_samples(recipe: "Recipe | None", modality: str = "image") -> tuple[Sequence[Sample], str]:
+    """Real samples for the proof, and where they are from: the recipe's held-out data, else shipped glyphs or tones.
 
     Raises:
-        DataError: the recipe's data is not there any more.
+        DataError: the recipe's data is not there any more, or sounds cannot be read here.
     """
     from mmtune.sources import glyphs, open_split, split_names
 
+    if recipe is None and modality == "audio":
+        require_packages()
+        return [Sample(f"tone {n}", Tone(n), (f"tone {n}",)) for n in range(merge_proof.NUM_SAMPLES)], "made-up tones"
     if recipe is None:
         section: Any = glyphs.Section(kind="glyphs", characters=64)
         return open_split(section, "test", seed=0).samples, "glyphs, split test"
     there = split_names(recipe.data)
     split = next((name for name in ("test", "validation") if name in there), "train")
     return open_split(recipe.data, split, seed=recipe.seed).samples, f"{recipe.data.kind}, split {split}"
+
+
+@dataclass(frozen=True)
+class Tone:
+    """A tone that is made when it is read."""
+
+    number: int
+
+    @property
+    def key(self) -> str:
+        """Its number."""
+        return f"tone {self.number}"
+
+    where = key
+
+    def read(self) -> Sound:
+        """Half a second at a pitch of its own."""
+        return read_sound(tone(self.number), self.where)
 
 
 def fold(target: Target, samples: Sequence[Sample], *, scale: float, full: bool, dtype: str) -> Merge:
@@ -142,15 +165,23 @@ def _score(backbone: "Backbone", samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def write_folder(merge: Merge, folder: Path) -> dict[str, str]:
-    """Weights and config as transformers saves them, everything else byte for byte; gives the copies' sha256."""
+    """Weights and config as transformers saves them, everything else byte for byte; gives the copies' sha256.
+
+    Where the backbone was made of two encoders its processor is saved by transformers too: the tokenizer files of
+    one repository and the image processor's of another say nothing of each other.
+    """
     import torch
 
     from mmtune.backbones import component_files
 
     model: Any = merge.backbone.model
+    if hasattr(merge.backbone.family, "before_saving"):
+        merge.backbone.family.before_saving(model)
     model.to(getattr(torch, merge.dtype))
     with quiet():
         model.save_pretrained(str(folder))
+        if merge.backbone.description.encoders:
+            merge.backbone.processor.save_pretrained(str(folder))
     model.float()
     copied = {}
     for path in component_files(merge.backbone.description):
@@ -176,7 +207,8 @@ def prove_all(merges: Sequence[tuple[Merge, Path]]) -> list[dict[str, Any]]:
     cases = []
     for merge, folder in merges:
         trust = merge.target.backbone.trust_remote_code
-        cases.append(merge_proof.Case(folder, merge.inputs, merge.backbone.family.FAMILY.auto_class, trust))
+        traits = merge.backbone.traits
+        cases.append(merge_proof.Case(folder, merge.inputs, traits.auto_class, trust, traits.whole_forward))
     with tempfile.TemporaryDirectory() as scratch:
         reloaded = merge_proof.reload_elsewhere(cases, Path(scratch))
     return [
@@ -194,7 +226,7 @@ def _check_tensors(merge: Merge, folder: Path) -> dict[str, Any]:
 def _check_names(merge: Merge, folder: Path) -> dict[str, list[str]]:
     from mmtune.backbones import original_weight_names
 
-    ignored = merge.backbone.family.FAMILY.ignored_weights
+    ignored = merge.backbone.traits.ignored_weights
     original = original_weight_names(merge.backbone.description)
     return merge_proof.check_weight_names(folder, original, ignored)
 
@@ -275,7 +307,7 @@ def write_report(folder: Path, merge: Merge, proof: dict[str, Any], copied: dict
         "backbone": {**merge.backbone.record(), "id": merge.backbone.description.short_id},
         "scale": merge.scale,
         "dtype": merge.dtype,
-        "samples": {"from": samples, "count": len(merge.embedded["base"]["image"])},
+        "samples": {"from": samples, "count": len(next(iter(merge.inputs.values())))},
         **proof,
         "copied": copied,
     }

@@ -35,16 +35,17 @@ ROUNDING = {"float32": TOLERANCE, "bfloat16": 8 * 2.0**-7, "float16": 8 * 2.0**-
 
 @dataclass(frozen=True)
 class Case:
-    """A folder to reload: the encoded samples to embed with it, and how transformers finds its class."""
+    """A folder to reload: the encoded samples to embed with it, and how transformers finds and calls its class."""
 
     folder: Path
     inputs: "Mapping[str, Tensor]"
     model_class: str
     trust_remote_code: bool = False
+    whole_forward: tuple[Mapping[str, Any], str] | None = None
 
 
 def encode_samples(backbone: "Backbone", samples: Sequence[Sample], count: int = NUM_SAMPLES) -> "dict[str, Tensor]":
-    """The first ``count`` samples whose image can be read, each with its first caption, encoded and padded.
+    """The first ``count`` samples whose image or sound can be read, each with its first caption, encoded and padded.
 
     Raises:
         DataError: not one image can be read.
@@ -67,13 +68,20 @@ def encode_samples(backbone: "Backbone", samples: Sequence[Sample], count: int =
 
 
 def embed(backbone: "Backbone", inputs: "Mapping[str, Tensor]") -> "Embedded":
-    """Embeddings ``image`` and ``text`` float32[B, D] of encoded samples."""
+    """Embeddings ``image`` and ``text`` float32[B, D] of encoded samples; where transformers' class gives no
+    embeddings, the ``cosines`` float32[B, B] of all images with all texts.
+    """
     import torch
+
+    from mmtune.losses._cosines import cosines
 
     with torch.no_grad():
         image = backbone.family.embed_media(backbone.model, inputs)
         text = backbone.family.embed_text(backbone.model, inputs)
-    return {"image": image.float().cpu(), "text": text.float().cpu()}
+    image, text = image.float().cpu(), text.float().cpu()
+    if backbone.traits.whole_forward is not None:
+        return {"cosines": cosines(image, text)}
+    return {"image": image, "text": text}
 
 
 def gap(one: "Embedded", reference: "Embedded") -> float:
@@ -103,6 +111,7 @@ def reload_elsewhere(cases: Sequence[Case], scratch: Path) -> "list[Embedded]":
                 "folder": str(case.folder.resolve()),
                 "model_class": case.model_class,
                 "trust_remote_code": case.trust_remote_code,
+                "whole_forward": case.whole_forward,
                 "inputs": str(scratch / f"inputs-{number}.safetensors"),
                 "output": str(scratch / f"outputs-{number}.safetensors"),
             }

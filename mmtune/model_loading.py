@@ -86,6 +86,7 @@ def _refuse_mistyped(name: str, folder: Path) -> None:
 
 
 def _of_run(kind: Literal["run", "checkpoint"], run: Path, checkpoint: Path) -> Target:
+    from mmtune.backbones import at_commits
     from mmtune.recipe_paths import anchored
     from mmtune.recipe_schema import recipe_from_json
 
@@ -93,9 +94,7 @@ def _of_run(kind: Literal["run", "checkpoint"], run: Path, checkpoint: Path) -> 
     manifest = read_json(run / "manifest.json") if (run / "manifest.json").is_file() else {}
     noted = manifest.get("backbone") or {}
     recipe = anchored(recipe, Path(manifest.get("started_in", ".")))
-    section = recipe.backbone
-    if noted.get("commit"):
-        section = section.model_copy(update={"revision": noted["commit"]})
+    section = at_commits(recipe.backbone, noted)
     return Target(kind, section, checkpoint, run, recipe, noted.get("weight_hash"))
 
 
@@ -132,7 +131,7 @@ def load_base(target: Target, *, device: str = "cpu", full: bool = False, plain:
         backbone = load(section, device=device, dtype="float32" if plain else None)
     if target.weight_hash not in (None, backbone.weight_hash):
         raise CheckpointError(
-            f"the weights of {section.id} have changed since {target.run} was trained on them "
+            f"the weights of {section.name} have changed since {target.run} was trained on them "
             f"(sha256 {backbone.weight_hash[:12]}, then {str(target.weight_hash)[:12]}); an adapter fits no others"
         )
     return backbone
@@ -145,12 +144,18 @@ def attach_target(backbone: "Backbone", target: Target) -> "Adapted":
         CheckpointError: it does not fit.
     """
     from mmtune.adapters import attach, attach_foreign, restore
+    from mmtune.run_checkpoint import GONE
 
     assert target.folder is not None, "a model has nothing to attach"
     if target.recipe is None:
         return attach_foreign(backbone, target.folder)
-    adapted = attach(backbone, target.recipe.adapter, seed=target.recipe.seed)
-    restore(adapted, target.folder)
+    adapted = attach(backbone, target.recipe.adapter, seed=target.recipe.seed, to_restore=True)
+    try:
+        restore(adapted, target.folder)
+    except CheckpointError:
+        if target.folder.is_dir():
+            raise
+        raise CheckpointError(f"{target.folder}: {GONE}; try again, or wait for the end of that run") from None
     backbone.model.eval().requires_grad_(False)
     return adapted
 

@@ -1,4 +1,4 @@
-"""The story of ``predict``: a model and a pile of images or texts in, one ``.npy`` of embeddings with ids out."""
+"""The story of ``predict``: images, sounds or texts in, one ``.npy`` of embeddings with ids out."""
 
 import time
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.embedding_files import EmbeddingStore, paths_for
 from mmtune.embedding_input import EmbeddingInput, InputKind, list_input
-from mmtune.ground.errors import TrainingError
-from mmtune.ground.records import BadItem, printable
+from mmtune.ground.errors import DataError, TrainingError
+from mmtune.ground.records import MEDIA_WORDS, BadItem, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,15 +54,15 @@ def predict(
     workers: int = 0,
     device: str | None = None,
 ) -> Prediction:
-    """Embed images or texts. An interrupted prediction goes on where it stopped; a finished one says so.
+    """Embed images, sounds or texts. An interrupted prediction goes on where it stopped; a finished one says so.
 
     Args:
         model: run, checkpoint, peft adapter, model folder, hub id or ``builtin:NAME``.
-        source: a folder of images, a glob, a table (JSON lines, CSV, TSV) or a ``.txt``.
+        source: a folder of images or sounds, a glob, a table (JSON lines, CSV, TSV) or a ``.txt``.
         output: the ``.npy``; ``.ids.json`` and ``.manifest.json`` go beside it.
-        kind: ``image`` or ``text``; None: what the source holds.
-        column: the table's column, where it is not called ``image``, ``file_name``, ``text`` or ``caption``.
-        images: folder that a table's image paths start from, where it is not the table's own.
+        kind: ``image``, ``audio`` or ``text``; None: what the source holds.
+        column: the table's column, where it is not called ``image``, ``file_name``, ``audio``, ``text``, ``caption``.
+        images: folder that a table's paths start from, where it is not the table's own.
         batch: items per forward pass.
         workers: processes that read and encode.
         device: None: the GPU where there is one.
@@ -72,12 +72,17 @@ def predict(
         CheckpointError, BackboneError: the model cannot be used.
         TrainingError: an embedding is not finite.
     """
+    from mmtune.backbones import describe
     from mmtune.evaluation_setup import device as best_device
     from mmtune.model_loading import load_model, resolve
 
     paths = paths_for(output)
-    given = list_input(source, kind, column=column, images=images)
     target = resolve(model)
+    traits = describe(target.backbone).traits
+    given = list_input(source, kind, column=column, images=images, modality=traits.modality)
+    if given.kind not in (traits.modality, "text"):
+        able = f"{MEDIA_WORDS[traits.modality]} and texts"
+        raise DataError(f"{source}: holds {MEDIA_WORDS[given.kind]}, and family {traits.name} embeds {able}")
     backbone = load_model(model, device=device or best_device())
     store = EmbeddingStore(paths, _identity(backbone, target, given), len(given.items))
     if store.note:
@@ -131,11 +136,11 @@ def _embedded(
     import numpy as np
     import torch
 
-    from mmtune.scoring_loop import EncodeText, ReadImage, open_batches
+    from mmtune.scoring_loop import EncodeText, ReadMedia, open_batches
 
     family, processor = backbone.family, backbone.processor
-    encode: Any = ReadImage(family, processor) if given.kind == "image" else EncodeText(family, processor)
-    embed = family.embed_media if given.kind == "image" else family.embed_text
+    encode: Any = EncodeText(family, processor) if given.kind == "text" else ReadMedia(family, processor)
+    embed = family.embed_text if given.kind == "text" else family.embed_media
     device = next(backbone.model.parameters()).device
     starts = range(first, len(given.items), batch)
     batches = [list(range(start, min(start + batch, len(given.items)))) for start in starts]

@@ -1,12 +1,12 @@
 """What can be known before training: each check takes what is there already and adds facts, warnings and problems."""
 
-import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtune.ground.errors import BackboneError, DataError, MmtuneError, RecipeError
 from mmtune.ground.recipe_text import KeyPath, Problem, RecipeText, dotted
+from mmtune.ground.records import MEDIA_WORDS
 
 if TYPE_CHECKING:
     from mmtune.backbones import Description
@@ -27,7 +27,8 @@ class Findings:
         facts: (topic, what is so).
         warnings: what will run and may disappoint.
         problems: what will not run.
-        splits: (split, images, captions, bad) per split.
+        media: what the data's media are called: images or sounds.
+        splits: (split, images or sounds, captions, bad) per split.
         parts: (part, modules, trained weights, share of all weights) per part.
     """
 
@@ -35,6 +36,7 @@ class Findings:
     facts: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    media: str = MEDIA_WORDS["image"]
     splits: list[tuple[str, int, int, int]] = field(default_factory=list)
     parts: list[tuple[str, int, int, float]] = field(default_factory=list)
 
@@ -73,12 +75,12 @@ def describe_backbone(recipe: "Recipe", findings: Findings) -> "Description | No
     try:
         description = describe(recipe.backbone)
     except BackboneError as error:
-        findings.error(("backbone", "id"), error)
+        findings.error(("backbone", "id") if recipe.backbone.id is not None else ("backbone",), error)
         return None
-    family = description.family.FAMILY
+    family = description.traits
     layers = ", ".join(f"{part} {count} layers" for part, count in description.num_layers.items())
-    commit = f" at commit {description.commit}" if description.commit else ""
-    findings.fact("backbone", f"{description.id}{commit}")
+    commits = [f"{key.replace('_', ' ')} {it}" for key, it in description.commits.items() if it]
+    findings.fact("backbone", " at ".join([description.id, *filter(None, [", ".join(commits)])]))
     findings.fact("family", f"{family.name} ({layers})")
     return description
 
@@ -86,13 +88,16 @@ def describe_backbone(recipe: "Recipe", findings: Findings) -> "Description | No
 def check_abilities(recipe: "Recipe", description: "Description", findings: Findings) -> None:
     """The family can do what the task asks, and the loss fits both."""
     from mmtune.ground.kind_folder import kind, kinds
+    from mmtune.run_setup import modality_problems
 
-    family, task = description.family.FAMILY, kind("tasks", recipe.task)
+    family, task = description.traits, kind("tasks", recipe.task)
     if task.ABILITY not in family.abilities:
         fitting = [name for name, module in kinds("tasks").items() if module.ABILITY in family.abilities]
         can = ", ".join(sorted(family.abilities)) or "nothing"
         what = f"{recipe.task.kind} needs the ability {task.ABILITY}, and family {family.name} can {can}"
         findings.problem(("task", "kind"), f"{what}; tasks that fit: {', '.join(fitting) or 'none'}")
+    for message in modality_problems(recipe, family):
+        findings.error(("data",), RecipeError(message))
     if recipe.task.loss.kind not in task.LOSSES:
         what = f"{recipe.task.loss.kind} is no loss for {recipe.task.kind}; write one of {', '.join(task.LOSSES)}"
         findings.problem(("task", "loss", "kind"), what)
@@ -111,11 +116,14 @@ def check_adapter(recipe: "Recipe", description: "Description", findings: Findin
 
 def attach_adapter(recipe: "Recipe", findings: Findings) -> None:
     """Load the backbone and attach the adapter; every target must hit a module."""
+    from mmtune.adapter_start import start_adapter
     from mmtune.adapters import attach
     from mmtune.backbones import load
 
     try:
         adapted = attach(load(recipe.backbone), recipe.adapter, seed=recipe.seed)
+        for line in start_adapter(adapted, recipe):
+            findings.fact("start", line)
     except BackboneError as error:
         findings.error(("backbone", "id"), error)
         return
@@ -131,7 +139,8 @@ def attach_adapter(recipe: "Recipe", findings: Findings) -> None:
 
 def check_machine(recipe: "Recipe", findings: Findings) -> None:
     """Precision against the device, and packages that only some recipes need."""
-    from mmtune.run_setup import TRACKER_PACKAGES, resolve_precision
+    from mmtune.run_setup import resolve_precision
+    from mmtune.run_trackers import refuse_missing
 
     try:
         resolved = resolve_precision(recipe.train.precision)
@@ -145,10 +154,10 @@ def check_machine(recipe: "Recipe", findings: Findings) -> None:
     if resolved == "bf16" and device == "CPU":
         what = "bf16 runs on a CPU, on most about 100 times slower than fp32; auto chooses what is fast"
         findings.warning(("train", "precision"), what)
-    for tracker in recipe.train.trackers:
-        if importlib.util.find_spec(TRACKER_PACKAGES[tracker]) is None:
-            what = f"{tracker} is not installed; pip install 'mmtune[{tracker}]', or leave it out"
-            findings.problem(("train", "trackers"), what)
+    try:
+        refuse_missing(recipe.train.trackers)
+    except RecipeError as error:
+        findings.error(("train", "trackers"), error)
 
 
 # --- data
@@ -159,6 +168,7 @@ def open_data(recipe: "Recipe", findings: Findings) -> "OpenedSplit | None":
     from mmtune.sources import split_names
     from mmtune.train_data import open_checked
 
+    findings.media = MEDIA_WORDS[recipe.data.modality]
     try:
         names = split_names(recipe.data)
     except DataError as error:
@@ -173,6 +183,8 @@ def open_data(recipe: "Recipe", findings: Findings) -> "OpenedSplit | None":
             findings.error(("data",), error)
             continue
         _count_split(split, opened[split], findings)
+    for note in dict.fromkeys(note for one in opened.values() for note in one.notes):
+        findings.fact("data", note)
     if "test" not in names:
         findings.warning(("data",), "there is no split 'test', which `mmtune evaluate` scores unless told otherwise")
     return opened.get("train")
@@ -192,10 +204,11 @@ def _count_split(split: str, opened: "OpenedSplit", findings: Findings) -> None:
 
 def check_length(recipe: "Recipe", train: "OpenedSplit", ranks: int, findings: Findings) -> "Layout | None":
     """Durations in steps, now that the data is counted: the batch fits an epoch, the warm-up fits the run."""
+    from mmtune.epoch_items import epoch_items
     from mmtune.ground.kind_folder import kind
     from mmtune.run_setup import in_steps, make_layout, total_steps
 
-    num_items = len(kind("tasks", recipe.task).items(train.samples, recipe.data.captions))
+    num_items = len(epoch_items(kind("tasks", recipe.task), train.samples, recipe.data, recipe.seed))
     try:
         layout = make_layout(recipe, num_items, ranks)
     except RecipeError as error:

@@ -8,7 +8,14 @@ if TYPE_CHECKING:
     from mmtune.preflight_checks import Findings
 
 
-def check(recipe_path: str | Path, overrides: Sequence[str] = (), schema_only: bool = False, *, ranks: int = 1) -> int:
+def check(
+    recipe_path: str | Path,
+    overrides: Sequence[str] = (),
+    schema_only: bool = False,
+    *,
+    ranks: int = 1,
+    tiny: bool = False,
+) -> int:
     """Check a recipe and print what it would do.
 
     Args:
@@ -16,6 +23,7 @@ def check(recipe_path: str | Path, overrides: Sequence[str] = (), schema_only: b
         overrides: ``section.key=value``.
         schema_only: stop before data and backbone; imports no torch.
         ranks: processes the run will be launched with.
+        tiny: check the recipe's tiny twin instead.
 
     Returns:
         The exit code: 0, or 2 where the recipe cannot run.
@@ -30,6 +38,11 @@ def check(recipe_path: str | Path, overrides: Sequence[str] = (), schema_only: b
     if schema_only:
         print(f"{recipe_path}: the recipe is sound; data and backbone were not looked at")
         return 0
+    if tiny:
+        from mmtune.tiny_recipe import shrink
+
+        recipe, notes = shrink(recipe, overrides, world_size=ranks)
+        print("\n".join(notes))
     from mmtune import preflight_checks as checks
 
     findings = checks.Findings(read_recipe_text(recipe_path, overrides))
@@ -63,10 +76,10 @@ def report(findings: "Findings") -> None:
         Table("split", title="data", title_justify="left"),
         Table("part", title="adapter", title_justify="left"),
     )
-    for name in ("images", "captions", "bad"):
+    for name in (findings.media, "captions", "bad"):
         splits.add_column(name, justify="right")
-    for split, images, captions, bad in findings.splits:
-        splits.add_row(split, f"{images:,}", f"{captions:,}", f"{bad:,}")
+    for split, media, captions, bad in findings.splits:
+        splits.add_row(split, f"{media:,}", f"{captions:,}", f"{bad:,}")
     for name in ("modules", "trained weights", "share"):
         parts.add_column(name, justify="right")
     for part, modules, trained, share in findings.parts:

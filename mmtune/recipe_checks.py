@@ -11,16 +11,15 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
+from mmtune.adapters._peft_limits import quantized_problem
 from mmtune.ground.durations import Span
 from mmtune.ground.recipe_text import KeyPath
-from mmtune.metrics import retrieval_scores
+from mmtune.metrics import MODALITIES, retrieval_scores
 from mmtune.recipe_keys import SectionClass, kind_of, sections_in, suggest
-from mmtune.sources import split_names
+from mmtune.sources import split_names, splits_on_disk
+from mmtune.train_checks import TRAIN_CHECKS
 
 Finding = tuple[KeyPath, str]
-
-DEFAULT_BEST = "text_to_image_recall@1"
-"""The score that chooses the best checkpoint where the recipe names none."""
 
 
 class AbsentKeyError(LookupError):
@@ -171,7 +170,7 @@ def check_warmup(recipe: Any, world_size: int) -> Iterator[Finding]:
 def check_splits(recipe: Any, world_size: int) -> Iterator[Finding]:
     """The splits that the run reads are named. Subfolders are looked at later, with the data."""
     data = recipe.data
-    if isinstance(data, PartialSection) or (data.kind == "image_folder" and data.split is None):
+    if isinstance(data, PartialSection) or splits_on_disk(data):
         return
     names = split_names(data)
     if "train" not in names:
@@ -182,9 +181,9 @@ def check_splits(recipe: Any, world_size: int) -> Iterator[Finding]:
 
 
 def check_best(recipe: Any, world_size: int) -> Iterator[Finding]:
-    """The best checkpoint is chosen by a score that there is."""
-    best, scores = recipe.train.best, [score.name for score in retrieval_scores()]
-    if best not in scores:
+    """The best checkpoint is chosen by a score that there is, for what the data holds."""
+    best, scores = recipe.train.best, _score_names(recipe)
+    if best is not None and best not in scores:
         near = suggest(best, scores)
         meant = f"did you mean {near[0]}? The scores are" if near else "write one of"
         yield ("train", "best"), f"there is no score {best!r}; {meant} {', '.join(scores)}"
@@ -192,10 +191,17 @@ def check_best(recipe: Any, world_size: int) -> Iterator[Finding]:
 
 def check_best_is_measured(recipe: Any, world_size: int) -> Iterator[Finding]:
     """A score chosen by name is of no use where nothing is scored."""
-    known = recipe.train.best in {score.name for score in retrieval_scores()}
-    if known and recipe.train.evaluate_every is None and recipe.train.best != DEFAULT_BEST:
+    known = recipe.train.best in _score_names(recipe)
+    if known and recipe.train.evaluate_every is None:
         what = "chooses among validation scores, and none are made; write train.evaluate_every, such as 10%"
         yield ("train", "best"), f"{what}, or leave best out"
+
+
+def _score_names(recipe: Any) -> list[str]:
+    """The scores there are; of every modality where the data section does not say which."""
+    data = recipe.data
+    chosen = MODALITIES if isinstance(data, PartialSection) else (data.modality,)
+    return [score.name for modality in chosen for score in retrieval_scores(modality)]
 
 
 # --- backbone x adapter
@@ -212,12 +218,14 @@ def check_quantization(recipe: Any, world_size: int) -> Iterator[Finding]:
     if adapter.kind == "lora" and quantize == "8bit" and adapter.use_dora:
         what = "DoRA needs the norm of weights, which 8bit layers do not give; write use_dora: false"
         yield ("adapter", "use_dora"), f"{what}, or backbone.quantize: 4bit or null"
+    if refused := quantized_problem(adapter.kind.upper(), quantize):
+        yield ("adapter", "kind"), refused
 
 
 def check_half_precision(recipe: Any, world_size: int) -> Iterator[Finding]:
     """Weights that are trained themselves are float32: small steps vanish in half precision."""
     dtype, kind = recipe.backbone.dtype, recipe.adapter.kind
-    if dtype != "float32" and kind in ("full", "head_only"):
+    if dtype != "float32" and kind in ("full", "head_only", "layernorm"):
         what = f"{dtype} is too coarse for weights that are trained, as kind {kind} does; write float32"
         yield ("backbone", "dtype"), f"{what} (train.precision: bf16 still computes in bfloat16)"
 
@@ -230,6 +238,7 @@ CHECKS: tuple[Callable[[Any, int], Iterator[Finding]], ...] = (
     check_splits,
     check_best,
     check_best_is_measured,
+    *TRAIN_CHECKS,
     check_quantization,
     check_half_precision,
 )

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from mmtune.adapters import refusal
 from mmtune.ground.recipe_text import KeyPath, RecipeText, dotted
-from mmtune.recipe_keys import SectionClass, explain_unknown_key, kind_of, sections_in, suggest
+from mmtune.recipe_keys import SectionClass, explain_unknown_key, kind_of, sections_by_name, sections_in, suggest
 
 SHAPE_ERRORS = {"extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found"}
 EXPECTED = {
@@ -67,6 +68,10 @@ def _check_section(
             _report_unknown(text, root, choices, fitting, (*path, name))
         inner = [section for field in fields for section in sections_in(field.annotation)]
         _check_section(text, root, list(dict.fromkeys(inner)), value, (*path, name))
+        for field in fields:
+            named = value if isinstance(value, dict) else {}
+            for own_name, section in named.items():
+                _check_section(text, root, sections_by_name(field.annotation), section, (*path, name, own_name))
     if len(fitting) == 1:
         _report_missing(text, fitting[0], values, path)
 
@@ -75,6 +80,9 @@ def _report_kind(text: RecipeText, values: dict[str, Any], path: KeyPath, kinds:
     here = (*path, "kind")
     if "kind" not in values:
         text.report(here, f"is missing; write one of {', '.join(kinds)}")
+        return
+    if path == ("adapter",) and (reason := refusal(values["kind"])):
+        text.report(here, reason)
         return
     near = suggest(str(values["kind"]), kinds)
     meant = f"did you mean {near[0]}? The kinds are" if near else "write one of"

@@ -44,6 +44,13 @@ def sections_in(annotation: Any) -> list[SectionClass]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
+def sections_by_name(annotation: Any) -> list[SectionClass]:
+    """The section classes that the values of a mapping may hold, for a key that maps free names to sections."""
+    if get_origin(annotation) is dict:
+        return sections_in(get_args(annotation)[1])
+    return []
+
+
 def kind_of(section: SectionClass) -> str:
     """The name in ``kind: Literal[name]``, "" for a section without kinds."""
     field = section.model_fields.get("kind")
@@ -54,7 +61,8 @@ def kind_of(section: SectionClass) -> str:
 
 @cache
 def walk_keys(root: SectionClass) -> tuple[Key, ...]:
-    """Every key of the schema below ``root``, sections and leaves, all kinds."""
+    """Every key of the schema below ``root``, sections and leaves, all kinds; not below the free names of a mapping,
+    where the keys of other sections come again."""
     return tuple(_walk(root, ()))
 
 

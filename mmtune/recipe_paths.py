@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from mmtune.ground.file_patterns import any_file
 from mmtune.ground.sections import StrictSection
 from mmtune.recipe_schema import Recipe
 
-PATH_KEYS = ("path", "images")
+PATH_KEYS = ("path", "images", "sounds")
 """Keys of data sections that name files or folders; a mapping of splits to files counts too."""
 
 
@@ -17,15 +18,23 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
         recipe: as it was resolved when the run started.
         folder: where it was started.
     """
-    data = recipe.data
-    moved = {key: _anchor(getattr(data, key), folder) for key in PATH_KEYS if hasattr(data, key)}
-    backbone = recipe.backbone.model_copy(update={"id": _anchor(recipe.backbone.id, folder)})
-    return recipe.model_copy(update={"data": data.model_copy(update=moved), "backbone": backbone})
+    models = {key: _anchor(getattr(recipe.backbone, key), folder) for key in ("id", "vision", "text")}
+    backbone = recipe.backbone.model_copy(update=models)
+    return recipe.model_copy(update={"data": _anchor_data(recipe.data, folder), "backbone": backbone})
+
+
+def _anchor_data(data: Any, folder: Path) -> Any:
+    """A data section, and in a mix those of its sources."""
+    keys = (*PATH_KEYS, "id") if data.kind == "hub" else PATH_KEYS
+    moved = {key: _anchor(getattr(data, key), folder) for key in keys if hasattr(data, key)}
+    if data.kind == "mix":
+        moved["sources"] = {name: _anchor_data(source, folder) for name, source in data.sources.items()}
+    return data.model_copy(update=moved)
 
 
 def _anchor(value: Any, folder: Path) -> Any:
     if isinstance(value, StrictSection):
         return value.model_copy(update={key: _anchor(each, folder) for key, each in value})
-    if isinstance(value, str) and (folder / value).exists():
+    if isinstance(value, str) and ((folder / value).exists() or any_file(str(folder / value))):
         return str(folder / value)
     return value

@@ -18,7 +18,7 @@ from mmtune.ground.errors import RecipeError
 from mmtune.ground.kind_folder import section_union
 from mmtune.ground.recipe_text import Problem, RecipeText, dotted, read_recipe_text
 from mmtune.ground.sections import StrictSection
-from mmtune.recipe_checks import DEFAULT_BEST, find_contradictions, view_valid_parts
+from mmtune.recipe_checks import find_contradictions, view_valid_parts
 from mmtune.recipe_errors import find_shape_problems, find_value_problems
 
 if TYPE_CHECKING:
@@ -32,6 +32,24 @@ else:
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)]
+Tracker = Literal[
+    "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"
+]  # those that accelerate knows
+
+
+class EarlyStoppingSection(StrictSection):
+    """When to stop because validation (``train.best``) does not get better."""
+
+    patience: int = Field(3, ge=1, description="validations in a row without a gain after which the run stops")
+    min_delta: float = Field(0.0, ge=0, description="a gain counts where it is more than this")
+
+
+class AverageSection(StrictSection):
+    """The running average of what is trained (EMA), which is then what is validated, evaluated, merged and shared."""
+
+    decay: float = Field(0.999, gt=0, lt=1, description="share of the old average that stays at every step")
+    warmup: bool = Field(True, description="begin with a lower decay, (1 + n) / (10 + n) after n steps")
 
 
 class TrainSection(StrictSection):
@@ -42,7 +60,16 @@ class TrainSection(StrictSection):
     micro_batch: int | None = Field(
         None, ge=1, description="samples in memory at once per rank; never changes the loss; null: batch / ranks"
     )
-    learning_rate: float = Field(gt=0, description="highest learning rate, reached after the warm-up")
+    learning_rate: Rate | dict[str, Rate] = Field(
+        description="highest learning rate, reached after the warm-up; or one per part (vision, text, temperature), "
+        "default for those that are not named"
+    )
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="learning rate of a layer is multiplied by this once per layer down from the top"
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="adamw; with its two averages in 8 bit (bitsandbytes); and paged to the host (GPU only)"
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="learning rate after the warm-up: cosine or linear down to 0, or constant"
     )
@@ -53,13 +80,26 @@ class TrainSection(StrictSection):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the forward pass; auto: bf16 on a GPU that has it, else fp32"
     )
-    workers: int = Field(0, ge=0, le=256, description="processes per rank that read images; 0: the main process does")
+    workers: int = Field(0, ge=0, le=256, description="processes per rank that read images or sounds; 0: none besides")
     evaluate_every: Duration | None = Field(
         None, description="how often to score the validation split; null: never, and the last checkpoint is used"
     )
-    best: str = Field(DEFAULT_BEST, description="validation score by which the best checkpoint is chosen")
+    best: str | None = Field(
+        None,
+        description="validation score by which the best checkpoint is chosen; null: text_to_image_recall@1, for sounds "
+        "text_to_audio_recall@1",
+    )
     log_every: Duration = Field(Span(10, "steps"), description="how often a line of metrics is written")
-    trackers: list[Literal["tensorboard"]] = Field([], description="where metrics go besides metrics.jsonl")
+    early_stopping: EarlyStoppingSection | None = Field(
+        None, description="stop when validation does not get better; null: run to the end of length"
+    )
+    ema: AverageSection | None = Field(
+        None, description="average what is trained over the steps and use the average; null: use the last values"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute layers again in the backward pass: less memory, about a third more time"
+    )
+    trackers: list[Tracker] = Field([], description="where metrics go besides metrics.jsonl")
 
 
 class CheckpointSection(StrictSection):

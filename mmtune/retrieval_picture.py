@@ -1,4 +1,4 @@
-"""``retrievals.png``: a few texts of a split and the images that each model finds for them."""
+"""``retrievals.png``: a few texts of a split and the images (or sounds, as curves) that each model finds for them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmtune.ground.records import MEDIA_WORDS
 from mmtune.ground.seeding import generator_for
+from mmtune.ground.sound_reading import Sound
 from mmtune.metrics._ranking import ranks_of_embeddings
-from mmtune.run_report import FAINT, SOFT, STYLE, save_picture
+from mmtune.run_report import FAINT, SOFT, STYLE, TUNED, save_picture
 from mmtune.scored_split import SplitEmbeddings
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ TEXT, HEAD, GAP, PAD = 2.6, 0.75, 0.3, 0.05
 """Width of the text column, height of the head, space between models and around an image, in image widths."""
 INCHES = 0.95
 """One image's width."""
+NUM_PIECES = 80
+"""Pieces of a sound whose loudness is drawn."""
 
 
 def draw_retrievals(
@@ -51,7 +55,8 @@ def draw_retrievals(
         figure = Figure(figsize=(INCHES * width, INCHES * height), dpi=96)
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
-        note = f"texts drawn at random, the first {num_images} of {len(split.images):,} images"
+        words = MEDIA_WORDS[split.modality]
+        note = f"texts drawn at random, the first {num_images} of {len(split.images):,} {words}"
         axes.text(0.1, 0.22, f"{note}; green frame: right; rank: of the first right one", fontsize=8.5, color=FAINT)
         for row, query in enumerate(queries):
             ranks = [_rank(embedded, query) for embedded in embeds.values()]
@@ -70,6 +75,7 @@ def draw_retrievals(
 def first_images(embedded: SplitEmbeddings, query: int, num_images: int) -> np.ndarray:
     """The images nearest to a text, best first: int64[num_images]."""
     similarities = embedded.image_embeds @ embedded.text_embeds[query]
+    similarities = similarities if similarities.ndim == 1 else similarities.max(axis=1)  # several vectors per image
     return np.argsort(-similarities, kind="stable")[:num_images]
 
 
@@ -94,12 +100,25 @@ def _draw_image(axes: "Axes", left: float, top: float, embedded: SplitEmbeddings
     """One image in a square of width 1 whose corner is (left, top), never stretched, and its frame."""
     from matplotlib.patches import Rectangle
 
-    picture: Any = embedded.images[image].read()
-    picture.thumbnail((160, 160))
+    shown: Any = embedded.images[image].read()
     room = 1 - 2 * PAD
-    wide, high = (room * side / max(picture.size) for side in picture.size)
-    x, y = left + (1 - wide) / 2, top + (1 - high) / 2
-    axes.imshow(np.asarray(picture), extent=(x, x + wide, y + high, y), interpolation="bilinear")
+    if isinstance(shown, Sound):
+        _draw_sound(axes, left + PAD, top + PAD, room, shown)
+    else:
+        shown.thumbnail((160, 160))
+        wide, high = (room * side / max(shown.size) for side in shown.size)
+        x, y = left + (1 - wide) / 2, top + (1 - high) / 2
+        axes.imshow(np.asarray(shown), extent=(x, x + wide, y + high, y), interpolation="bilinear")
     right = image in embedded.text_to_image[query]
     colour, thickness = (HIT, 3.0) if right else (SOFT, 0.8)
     axes.add_patch(Rectangle((left + PAD, top + PAD), room, room, fill=False, edgecolor=colour, linewidth=thickness))
+
+
+def _draw_sound(axes: "Axes", left: float, top: float, room: float, sound: Sound) -> None:
+    """A sound's outline, loudest part as high as the square, and its length in seconds."""
+    pieces = np.array_split(np.abs(sound.waveform), min(NUM_PIECES, len(sound.waveform)))
+    loudness = np.array([piece.max() for piece in pieces]) / max(float(np.abs(sound.waveform).max()), 1e-9)
+    x = left + room * (np.arange(len(pieces)) + 0.5) / len(pieces)
+    middle, reach = top + 0.45 * room, 0.36 * room * loudness
+    axes.fill_between(x, middle - reach, middle + reach, color=TUNED, linewidth=0, step="mid")
+    axes.text(left + room - 0.04, top + room - 0.04, f"{sound.seconds:.1f} s", ha="right", fontsize=7.5, color=FAINT)

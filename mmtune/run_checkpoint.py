@@ -4,12 +4,16 @@
 ``rng.safetensors``, ``state.json`` and ``MANIFEST.json`` with the size and sha256 of every other file. The folder is
 filled beside its place, synced and renamed, so a folder of that name is complete unless the disk damaged it, and the
 manifest finds that.
+
+With ``train.ema`` the adapter's files hold the averaged weights, which is what every command but training uses;
+``raw.safetensors`` beside them has the weights to train on from.
 """
 
 import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +35,13 @@ from mmtune.ground.safe_files import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmtune.weight_average import WeightAverage
+
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 NAME = re.compile(r"step-(\d{6,})$")
+RAW_FILE = "raw.safetensors"
+GONE = "the folder is gone: removed, or pruned by a run that is still training (checkpoint.keep)"
 
 
 @dataclass
@@ -49,6 +57,8 @@ class TrainState:
         weight_hash: of the backbone's files, so that a run never goes on upon other weights.
         data_hash: of the training samples, whose order a step number stands for.
         best_score: the best validation score so far, and ``best_checkpoint`` that has it.
+        last_gain: the last validation score that early stopping counted as a gain, and ``num_without_gain``
+            validations since; ``stopped_early`` when these were too many.
         scaler: state of the fp16 scaler.
     """
 
@@ -63,6 +73,9 @@ class TrainState:
     data_hash: str = ""
     best_score: float | None = None
     best_checkpoint: str | None = None
+    last_gain: float | None = None
+    num_without_gain: int = 0
+    stopped_early: bool = False
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
@@ -79,23 +92,29 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if NAME.match(p.name)), key=lambda p: int(p.name.split("-")[1]))
 
 
-def save_checkpoint(run: Path, adapted: Any, optimizer: Any, state: TrainState, *, keep: int) -> Path:
+def save_checkpoint(
+    run: Path, adapted: Any, optimizer: Any, state: TrainState, *, keep: int, average: "WeightAverage | None" = None
+) -> Path:
     """Write the checkpoint of ``state.step`` and prune older ones when it is safe; every rank must call this."""
+    from mmtune.adapters import save as save_adapter
+
     rng = gather_objects([_rng_tensors()])
     folder = run / "checkpoints" / checkpoint_name(state.step)
     if is_main():
         with whole_folder(folder) as beside:
-            _write(beside, adapted, optimizer, state, rng)
+            if average is not None:
+                save_tensors(beside / RAW_FILE, average.raw())
+            with average.in_place() if average is not None else nullcontext():
+                save_adapter(adapted, beside)
+            _write(beside, optimizer, state, rng)
         _prune(run, keep=keep, spare=state.best_checkpoint)
     barrier()
     return folder
 
 
-def _write(folder: Path, adapted: Any, optimizer: Any, state: TrainState, rng: "list[dict[str, Tensor]]") -> None:
-    from mmtune.adapters import save
+def _write(folder: Path, optimizer: Any, state: TrainState, rng: "list[dict[str, Tensor]]") -> None:
     from mmtune.optimizer_setup import optimizer_tensors
 
-    save(adapted, folder)
     save_tensors(folder / "optimizer.safetensors", optimizer_tensors(optimizer))
     save_tensors(folder / "rng.safetensors", {f"{n}.{k}": v for n, each in enumerate(rng) for k, v in each.items()})
     write_json(folder / "state.json", asdict(state))
@@ -128,6 +147,11 @@ def _prune(run: Path, *, keep: int, spare: str | None) -> None:
 
 def problems(folder: Path) -> list[str]:
     """What is wrong with a checkpoint folder; empty when every file is there with its size and hash."""
+    found = _file_problems(folder)
+    return [GONE] if found and not folder.is_dir() else found
+
+
+def _file_problems(folder: Path) -> list[str]:
     try:
         manifest = read_json(folder / MANIFEST)
         listed = manifest["files"]
@@ -140,11 +164,14 @@ def problems(folder: Path) -> list[str]:
     found = []
     for name, facts in listed.items():
         path = folder / name
-        if not path.is_file():
+        try:
+            size, digest = path.stat().st_size, file_hash(path)
+        except FileNotFoundError:
             found.append(f"{name} is missing")
-        elif path.stat().st_size != facts["size"]:
-            found.append(f"{name} has {path.stat().st_size} bytes instead of {facts['size']}")
-        elif file_hash(path) != facts["sha256"]:
+            continue
+        if size != facts["size"]:
+            found.append(f"{name} has {size} bytes instead of {facts['size']}")
+        elif digest != facts["sha256"]:
             found.append(f"{name} does not have the hash in {MANIFEST}")
     return found
 
@@ -171,12 +198,13 @@ def choose_checkpoint(run: Path, say: Callable[[str], object] | None = None) -> 
         CheckpointError: none of them verifies.
     """
     say = say or _say
-    manifest = run / "manifest.json"
-    best = read_json(manifest).get("best_checkpoint") if manifest.is_file() else None
+    best = _noted_best(run)
     if best:
-        found = problems(run / "checkpoints" / str(best))
+        found = problems(run / "checkpoints" / best)
         if not found:
-            return run / "checkpoints" / str(best)
+            return run / "checkpoints" / best
+        if found == [GONE] and _noted_best(run) != best:
+            return choose_checkpoint(run, say)  # the run is still training, and has a better one by now
         say(f"{run}: {best}, the best by validation, is passed over: {'; '.join(found)}")
     folder, passed_over = newest_valid(run)
     if folder is None:
@@ -185,6 +213,12 @@ def choose_checkpoint(run: Path, say: Callable[[str], object] | None = None) -> 
     for line in passed_over:
         say(f"{run}: {line}")
     return folder
+
+
+def _noted_best(run: Path) -> str | None:
+    manifest = run / "manifest.json"
+    best = read_json(manifest).get("best_checkpoint") if manifest.is_file() else None
+    return str(best) if best else None
 
 
 def _say(line: str) -> None:
@@ -198,7 +232,9 @@ def read_state(folder: Path) -> TrainState:
     return TrainState(**values)
 
 
-def restore_checkpoint(folder: Path, adapted: Any, optimizer: Any) -> TrainState:
+def restore_checkpoint(
+    folder: Path, adapted: Any, optimizer: Any, average: "WeightAverage | None" = None
+) -> TrainState:
     """Put the tensors and generators of a verified checkpoint back and return its state.
 
     Raises:
@@ -210,6 +246,8 @@ def restore_checkpoint(folder: Path, adapted: Any, optimizer: Any) -> TrainState
     from mmtune.optimizer_setup import restore_optimizer
 
     restore(adapted, folder)
+    if average is not None:
+        average.take(load_tensors(folder / RAW_FILE))
     restore_optimizer(optimizer, load_tensors(folder / "optimizer.safetensors"))
     rng = load_tensors(folder / "rng.safetensors")
     if f"{rank()}.cpu" in rng:  # more ranks than before: each step seeds its own draws anyway

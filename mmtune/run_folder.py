@@ -205,6 +205,12 @@ def update_manifest(run: Path, **values: Any) -> None:
     write_json(path, {**manifest, **values})
 
 
+def forget_manifest(run: Path) -> None:
+    """Remove what an earlier start noted that wrote no checkpoint, on the main rank only; the caller holds the lock."""
+    if is_main():
+        (run / "manifest.json").unlink(missing_ok=True)
+
+
 def write_quarantine(run: Path, bad: "list[Any]") -> None:
     """``quarantine.jsonl``: one line per bad item with where, reason and split; the file is there even when empty."""
     import json
@@ -215,7 +221,8 @@ def write_quarantine(run: Path, bad: "list[Any]") -> None:
 
 
 def same_revision(section: "BackboneSection", run: Path) -> "BackboneSection":
-    """The backbone section with the commit that the run began with: a branch may have moved since."""
+    """The backbone section with the commits that the run began with: a branch may have moved since."""
+    from mmtune.backbones import at_commits
+
     manifest = run / "manifest.json"
-    commit = read_json(manifest)["backbone"]["commit"] if manifest.exists() else None
-    return section.model_copy(update={"revision": commit}) if commit else section
+    return at_commits(section, read_json(manifest)["backbone"]) if manifest.exists() else section

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmtune.ground.records import MEDIA_WORDS
 from mmtune.ground.safe_files import read_json, whole_file
-from mmtune.metrics import DIRECTIONS
+from mmtune.metrics import MODALITIES, best_score, directions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,8 +139,10 @@ def _draw_validation(axes: "Axes", rows: list[dict[str, Any]], best: tuple[str, 
     if not _panel(axes, "validation", rows):
         return
     steps = [row["step"] for row in rows]
-    main = best[0] if best else "text_to_image_recall@1"
-    others = {"text_to_image_recall@1": SECOND, "image_to_text_recall@1": BASE, "text_to_image_recall@10": SOFT}
+    modality = "audio" if best_score(None, "audio") in rows[0]["validation"] else "image"
+    to_media, to_text = directions(modality)
+    main = best[0] if best else best_score(None, modality)
+    others = {f"{to_media}_recall@1": SECOND, f"{to_text}_recall@1": BASE, f"{to_media}_recall@10": SOFT}
     names = {main: TUNED, **{name: colour for name, colour in others.items() if name != main}}
     for name, colour in names.items():
         if all(name in row["validation"] for row in rows):
@@ -218,14 +221,15 @@ def _draw_scores(axes: "Axes", scores: dict[str, Any]) -> None:
         if name.endswith("median_rank")
     )
     of = f" ({scores['checkpoint']})" if scores.get("checkpoint") else ""
-    axes.set_title(f"{scores['split']} split, {scores['images']:,} images and {scores['texts']:,} texts{of}")
+    words = MEDIA_WORDS[scores.get("modality", "image")]
+    axes.set_title(f"{scores['split']} split, {scores[words]:,} {words} and {scores['texts']:,} texts{of}")
     axes.set_xlabel(medians)
     axes.legend(fontsize=8, loc="best", ncols=3)
 
 
 def _two_lines(name: str) -> str:
     """``text_to_image_recall@5`` as a tick: the direction above, the metric below."""
-    for direction in DIRECTIONS:
+    for direction in (one for modality in MODALITIES for one in directions(modality)):
         name = name.replace(f"{direction}_", direction.replace("_", " ") + "\n")
     return name.replace("mrr", "MRR")
 

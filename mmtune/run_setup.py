@@ -1,23 +1,21 @@
 """What stands between a recipe and the loop: the accelerator, precision, the batch layout, and when things are due."""
 
-import importlib.util
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.batch_building import Layout
 from mmtune.ground.errors import RecipeError
-from mmtune.ground.kind_folder import kind
+from mmtune.ground.kind_folder import kind, kinds
 from mmtune.ground.library_notes import silence_library_notes
+from mmtune.ground.records import MEDIA_WORDS
+from mmtune.run_trackers import refuse_dropped, refuse_missing
 from mmtune.train_loop import Cadence
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from mmtune.backbones import Family
     from mmtune.recipe_schema import Recipe
-
-TRACKER_PACKAGES = {"tensorboard": "tensorboard"}
-"""Tracker -> the package it needs; accelerate drops a tracker that is not installed without a word."""
 
 
 def refuse_launcher() -> None:
@@ -57,33 +55,19 @@ def start_accelerator(recipe: "Recipe") -> "Accelerator":
         RecipeError: a tracker whose package is not installed; an unsupported launch; fp16 without a GPU.
     """
     refuse_launcher()
-    missing = [t for t in recipe.train.trackers if importlib.util.find_spec(TRACKER_PACKAGES[t]) is None]
-    if missing:
-        raise RecipeError(
-            f"train.trackers: {', '.join(missing)} not installed: pip install 'mmtune[{','.join(missing)}]' or drop it"
-        )
+    refuse_missing(recipe.train.trackers)
     silence_library_notes()
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=resolve_precision(recipe.train.precision),
         log_with=list(recipe.train.trackers) or None,
         project_dir=str(recipe.output),
     )
-
-
-def start_trackers(accelerator: "Accelerator", recipe: "Recipe") -> None:
-    """Open the trackers with the recipe's plain values."""
-    if recipe.train.trackers:
-        flat = {
-            f"{section}.{key}": str(value)
-            for section, values in recipe.model_dump(mode="json").items()
-            if isinstance(values, dict)
-            for key, value in values.items()
-        }
-        accelerator.init_trackers(Path(recipe.output).name, config=flat)
+    refuse_dropped(accelerator, recipe.train.trackers)
+    return accelerator
 
 
 def refuse_misfit(recipe: "Recipe") -> None:
@@ -97,20 +81,27 @@ def refuse_misfit(recipe: "Recipe") -> None:
     from mmtune.backbones import describe
 
     description = describe(recipe.backbone)
-    family, task = description.family.FAMILY, kind("tasks", recipe.task)
+    family, task = description.traits, kind("tasks", recipe.task)
     found = problems(recipe.adapter, recipe.backbone, description)
     if task.ABILITY not in family.abilities:
         able = ", ".join(sorted(family.abilities))
         found.insert(0, f"task.kind: {recipe.task.kind} needs {task.ABILITY!r}; the family {family.name} has: {able}")
+    found += modality_problems(recipe, family)
     if found:
         raise RecipeError("\n".join(found))
 
 
-def finish_trackers(accelerator: "Accelerator") -> None:
-    """Close the trackers. The process group stays, so that every rank keeps its number for what comes after."""
-    accelerator.wait_for_everyone()
-    for tracker in accelerator.trackers:
-        tracker.finish()
+def modality_problems(recipe: "Recipe", family: "Family") -> list[str]:
+    """The data holds what the family matches with text; else a message that says what would fit."""
+    given, wanted = recipe.data.modality, family.modality
+    if given == wanted:
+        return []
+    fitting = [name for name, one in kinds("backbones").items() if one.FAMILY.modality == given]
+    keys = {"image": "name them with image and images", "audio": "name them with audio and sounds (kind: jsonl)"}
+    return [
+        f"data: holds {MEDIA_WORDS[given]}, and family {family.name} matches {MEDIA_WORDS[wanted]} with text: "
+        f"{keys[wanted]}, or choose a backbone for {MEDIA_WORDS[given]} (families: {', '.join(fitting)})"
+    ]
 
 
 def make_layout(recipe: "Recipe", num_items: int, num_ranks: int) -> Layout:

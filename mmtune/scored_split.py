@@ -17,7 +17,7 @@ from mmtune.metrics._ranking import Positives
 
 @dataclass(frozen=True)
 class SplitTexts:
-    """A split without its pixels: which images and texts there are and which belong together.
+    """A split without its pixels: which images (or sounds) and texts there are and which belong together.
 
     Attributes:
         images: one reference per different image (by ``key``), in the order of the samples.
@@ -39,7 +39,8 @@ class SplitEmbeddings:
     """A split as a backbone sees it.
 
     Attributes:
-        image_embeds: float32[I, D], L2-normalised.
+        image_embeds: float32[I, D], L2-normalised; float32[I, Q, D] where an image has several vectors, of which
+            the nearest counts.
         text_embeds: float32[T, D], L2-normalised.
         image_ids: the id of each image's first sample.
         images: the references behind ``image_embeds``, not decoded.
@@ -49,6 +50,7 @@ class SplitEmbeddings:
         image_groups: int64[I], connected through shared images, captions or sample groups.
         text_groups: int64[T], in the same numbering.
         bad: images that could not be read; they and the texts that only they show are in no array.
+        modality: what stands where this class says image: ``image`` or ``audio``.
     """
 
     image_embeds: np.ndarray
@@ -61,6 +63,7 @@ class SplitEmbeddings:
     image_groups: np.ndarray
     text_groups: np.ndarray
     bad: tuple[BadItem, ...]
+    modality: str = "image"
 
     @property
     def num_groups(self) -> int:
@@ -99,7 +102,11 @@ def list_content(samples: Sequence[Sample]) -> SplitTexts:
 
 
 def assemble(
-    content: SplitTexts, images: np.ndarray, texts: np.ndarray, bad_at: Mapping[int, BadItem]
+    content: SplitTexts,
+    images: np.ndarray,
+    texts: np.ndarray,
+    bad_at: Mapping[int, BadItem],
+    modality: str = "image",
 ) -> SplitEmbeddings:
     """Put embeddings and pairs together, without bad images and texts that no other image has.
 
@@ -108,6 +115,7 @@ def assemble(
         images: float32[I, D], one row per image of ``content``; rows of bad images are not read.
         texts: float32[T, D].
         bad_at: image -> why it is left out.
+        modality: what the images are.
     """
     good = np.array([n not in bad_at for n in range(len(content.images))])
     pairs = content.pairs[good[content.pairs[:, 1]]]
@@ -129,6 +137,7 @@ def assemble(
         image_groups=image_groups,
         text_groups=text_groups,
         bad=tuple(bad_at[place] for place in sorted(bad_at)),
+        modality=modality,
     )
 
 

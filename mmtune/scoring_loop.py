@@ -1,4 +1,4 @@
-"""Embed a split once, rank it both ways, and name the scores.
+"""Embed a split once, rank it both ways, and name the scores. What is said of images holds for sounds.
 
 Every image and every different caption is embedded once. Batches are fixed by the split and ``batch`` alone and ranks
 take whole batches in turn, so that each forward pass, and with it the result, is the same however many ranks or
@@ -16,8 +16,9 @@ import numpy as np
 
 from mmtune.ground.errors import DataError, TrainingError
 from mmtune.ground.process_group import gather_objects, gather_rows, rank, world_size
-from mmtune.ground.records import BadItem, MediaReference, Sample
-from mmtune.metrics import retrieval_scores
+from mmtune.ground.records import MEDIA_WORDS, BadItem, MediaReference, Sample
+from mmtune.ground.stop_signals import leave_signals_to_parent
+from mmtune.metrics import directions, retrieval_scores
 from mmtune.metrics._ranking import Positives, ranks_of_embeddings
 from mmtune.scored_split import SplitEmbeddings, assemble, list_content
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Progress = Callable[[str, int, int], None]
-"""Called with ("images" or "texts", how many this rank has done, how many all ranks have)."""
+"""Called with ("images", "sounds" or "texts", how many this rank has done, how many all ranks have)."""
 
 
 @dataclass
@@ -35,7 +36,7 @@ class EncodedBatches:
 
     Attributes:
         max_bytes: a split that needs more is read again instead.
-        kept: ``images`` and ``texts`` -> their batches on this rank, once a whole pass has fitted.
+        kept: ``images`` (or ``sounds``) and ``texts`` -> their batches on this rank, once a whole pass has fitted.
     """
 
     max_bytes: int = 1 << 30
@@ -108,16 +109,17 @@ def embed_split(
     content = list_content(samples)
     bad_at: dict[int, BadItem] = {}
     report = progress or (lambda kind, done, total: None)
-    family, processor = backbone.family, backbone.processor
+    family, processor, modality = backbone.family, backbone.processor, backbone.traits.modality
+    words = MEDIA_WORDS[modality]
     with _scoring(backbone.model), _autocast(device, precision):
         embed = _Embedder(backbone, device, batch, workers, keep or EncodedBatches(max_bytes=0))
-        read = ReadImage(family, processor, split)
-        images = embed("images", content.images, read, family.embed_media, bad_at, report)
+        read = ReadMedia(family, processor, split)
+        images = embed(words, content.images, read, family.embed_media, bad_at, report)
         texts = embed("texts", content.texts, EncodeText(family, processor), family.embed_text, {}, report)
     if len(bad_at) == len(content.images):
         first = bad_at[min(bad_at)]
-        raise DataError(f"none of the {len(bad_at)} images can be read; the first is {first.where}: {first.reason}")
-    return assemble(content, images, texts, bad_at)
+        raise DataError(f"none of the {len(bad_at)} {words} can be read; the first is {first.where}: {first.reason}")
+    return assemble(content, images, texts, bad_at, modality)
 
 
 def score_embeddings(embedded: SplitEmbeddings, *, chunk: int = 512) -> Scores:
@@ -130,23 +132,25 @@ def score_embeddings(embedded: SplitEmbeddings, *, chunk: int = 512) -> Scores:
     Raises:
         TrainingError: some embeddings are not finite (the weights have diverged).
     """
-    for name, embeds in (("image", embedded.image_embeds), ("text", embedded.text_embeds)):
-        broken = int((~np.isfinite(embeds).all(axis=1)).sum())
+    modality = embedded.modality
+    for name, embeds in ((modality, embedded.image_embeds), ("text", embedded.text_embeds)):
+        broken = int((~np.isfinite(embeds.reshape(len(embeds), -1)).all(axis=1)).sum())
         if broken:
             raise TrainingError(
                 f"{broken} of {len(embeds)} {name} embeddings are not finite: the weights have diverged"
             )
     images, texts = embedded.image_embeds, embedded.text_embeds
+    to_media, to_text = directions(modality)
     ranks = {
-        "text_to_image": _shared_ranks(texts, images, embedded.text_to_image, chunk),
-        "image_to_text": _shared_ranks(images, texts, embedded.image_to_text, chunk),
+        to_media: _shared_ranks(texts, images, embedded.text_to_image, chunk),
+        to_text: _shared_ranks(images, texts, embedded.image_to_text, chunk),
     }
-    return Scores({score.name: score.value(ranks[score.direction]) for score in retrieval_scores()}, ranks)
+    return Scores({score.name: score.value(ranks[score.direction]) for score in retrieval_scores(modality)}, ranks)
 
 
 @dataclass(frozen=True)
-class ReadImage:
-    """Read and encode an image; what cannot be read becomes a ``BadItem``. Runs in the loader's workers."""
+class ReadMedia:
+    """Read and encode an image or a sound; what cannot be read becomes a ``BadItem``. Runs in the loader's workers."""
 
     family: Any
     processor: Any
@@ -220,6 +224,7 @@ def open_batches(
             generator=torch.Generator(),  # else the loader would draw from the global generator of a training run
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=leave_signals_to_parent,
         )
     )
 
@@ -243,7 +248,7 @@ class _Embedder:
         bad_at: dict[int, BadItem],
         report: Progress,
     ) -> np.ndarray:
-        """float32[len(items), D], rows of bad items NaN; ``bad_at`` gets them by place, of every rank."""
+        """float32[len(items), D] (or [..., Q, D]), rows of bad items NaN; ``bad_at`` gets them by place."""
         import torch
 
         places, rows, done = [], [], 0
@@ -270,12 +275,12 @@ class _Embedder:
         """Every rank's rows at their places, as float32 numpy."""
         import torch
 
-        widths = gather_objects([rows[0].shape[1]] if rows else [])
-        width = widths[0] if widths else 0
-        mine = torch.cat(rows) if rows else torch.zeros((0, width), device=self.device)
+        widths = gather_objects([tuple(rows[0].shape[1:])] if rows else [])
+        width = widths[0] if widths else (0,)
+        mine = torch.cat(rows) if rows else torch.zeros((0, *width), device=self.device)
         everyone, _ = gather_rows(mine)
         at, _ = gather_rows(torch.tensor(places, dtype=torch.int64, device=self.device))
-        full = np.full((num_items, width), np.nan, dtype=np.float32)
+        full = np.full((num_items, *width), np.nan, dtype=np.float32)
         full[at.cpu().numpy()] = everyone.cpu().numpy()
         return full
 

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmtune.adapters import describe_rates
 from mmtune.contrastive_step import StepContext
 from mmtune.ground.errors import DataError
 from mmtune.ground.process_group import gather_objects
 from mmtune.ground.records import BadItem, Sample
 from mmtune.ground.run_log import RunLog
+from mmtune.metrics import best_score
 from mmtune.sources import OpenedSplit, open_split, split_names
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def open_training_data(recipe: "Recipe", log: RunLog) -> TrainingData:
     splits = {name: open_checked(recipe, name) for name in names}
     bad = tuple(item for opened in splits.values() for item in opened.bad)
     _check_same_on_all_ranks(splits["train"])
+    for note in dict.fromkeys(note for opened in splits.values() for note in opened.notes):
+        log.line(note)
     for item in bad[:10]:
         log.line(f"quarantined {item.where}: {item.reason}")
     if len(bad) > 10:
@@ -135,18 +139,21 @@ def describe_run(trainer: Any) -> dict[str, Any]:
     from mmtune.run_folder import versions
 
     recipe, adapted, state = trainer.recipe, trainer.adapted, trainer.state
+    best = best_score(recipe.train.best, recipe.data.modality)
     trained = sum(part.num_trainable for part in adapted.parts)
     return {
         "started_in": str(Path.cwd()),
         "versions": versions(),
         "backbone": {**adapted.backbone.record(), "revision": recipe.backbone.revision},
         "adapter": recipe.adapter.kind,
+        **({"start_from": adapted.started_from} if adapted.started_from else {}),
         "task": recipe.task.kind,
         "seed": recipe.seed,
         "world_size": trainer.layout.num_ranks,
         "steps": state.step,
         "best_checkpoint": state.best_checkpoint,
-        "validation": {recipe.train.best: state.best_score} if state.best_score is not None else None,
+        "stopped_early": state.step if state.stopped_early else None,
+        "validation": {best: state.best_score} if state.best_score is not None else None,
         "trainable": {
             "count": trained,
             "share": sum(part.share for part in adapted.parts),
@@ -158,6 +165,7 @@ def describe_run(trainer: Any) -> dict[str, Any]:
             "samples_trained": state.num_samples,
             "captions_cut": len(state.long_keys),
             "bad": len(state.bad),
+            "notes": [*trainer.notes, *trainer.pairs.items.lines()],
         },
         "seconds": round(state.seconds, 1),
     }
@@ -166,23 +174,38 @@ def describe_run(trainer: Any) -> dict[str, Any]:
 def describe_start(trainer: Any) -> Iterator[str]:
     """Lines that say what is about to run."""
     layout, backbone = trainer.layout, trainer.adapted.backbone
-    commit = backbone.description.commit
-    yield f"backbone {backbone.section.id} ({backbone.family.FAMILY.name}{f', commit {commit}' if commit else ''})"
+    commits = [f"{key.replace('_', ' ')} {it}" for key, it in backbone.description.commits.items() if it]
+    yield f"backbone {backbone.section.name} ({', '.join([backbone.traits.name, *commits])})"
     yield (
         f"data: {layout.num_items} items, {layout.steps_per_epoch} steps per epoch, {layout.num_dropped} left out of "
         f"each epoch (the last short batch), {len(trainer.state.bad)} quarantined"
     )
+    yield from trainer.pairs.items.lines()
     precision = trainer.accelerator.mixed_precision.replace("no", "fp32")
     yield (
         f"batch {layout.batch} = {layout.num_ranks} rank(s) x {layout.micro_batches_per_step} x micro-batch "
         f"{layout.micro_batch}; {trainer.cadence.total} steps; precision {precision}"
     )
     yield from trainer.liveness.start_table().splitlines()
+    yield from describe_rates(trainer.adapted, trainer.optimizer.param_groups)
+    yield from _describe_ways(trainer.recipe.train)
+
+
+def _describe_ways(train: Any) -> Iterator[str]:
+    """Lines about what is not everyday."""
+    if train.optimizer != "adamw":
+        yield f"optimizer {train.optimizer}"
+    if train.activation_checkpointing:
+        yield "activation checkpointing: layers are computed again in the backward pass"
+    if train.ema:
+        yield f"averages of what is trained are kept (decay {train.ema.decay:g}), validated and saved"
+    if train.early_stopping:
+        yield f"stops after {train.early_stopping.patience} validations without a gain"
 
 
 def describe_end(trainer: Any) -> Iterator[str]:
     """Lines that say what was done, and what was cut, left out or skipped on the way."""
-    state, best = trainer.state, trainer.recipe.train.best
+    state, best = trainer.state, best_score(trainer.recipe.train.best, trainer.recipe.data.modality)
     if state.long_keys:
         limit = trainer.pairs.limit
         yield f"{len(state.long_keys)} captions were longer than the text tower's {limit} tokens and were cut there"
@@ -192,4 +215,6 @@ def describe_end(trainer: Any) -> Iterator[str]:
         yield f"{state.num_skipped} updates were skipped by the fp16 scaler"
     if state.best_checkpoint:
         yield f"best checkpoint by validation {best}: {state.best_checkpoint} ({state.best_score:.4f})"
-    yield f"finished: {state.step} steps, {state.num_samples} samples, {state.seconds:.0f} s; run folder {trainer.run}"
+    early = f", stopped early of {trainer.cadence.total}" if state.stopped_early else ""
+    done = f"{state.step} steps, {state.num_samples} samples, {state.seconds:.0f} s"
+    yield f"finished{early}: {done}; run folder {trainer.run}"

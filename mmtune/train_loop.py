@@ -1,20 +1,26 @@
-"""The loop: accumulate, clip, step, log, score, save, stop on non-finite. No set-up happens here."""
+"""The loop: accumulate, clip, step, average, log, score, save, stop. No set-up happens here."""
 
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmtune.backbones import clamp_temperature
+from mmtune.bad_samples import Quarantine, count_batches
 from mmtune.batch_building import Batch, EncodedPairs, Layout, open_loader
 from mmtune.contrastive_step import StepContext, contrastive_step
-from mmtune.ground.errors import DataError, MemoryExhausted, TrainingError
+from mmtune.early_stopping import describe_stop, note_score
+from mmtune.ground.errors import NotFinite, RunStopped
 from mmtune.ground.process_group import gather_objects, rank
 from mmtune.ground.records import BadItem
 from mmtune.ground.run_log import RunLog
-from mmtune.metrics import higher_is_better
-from mmtune.optimizer_setup import move_schedule
+from mmtune.ground.stop_signals import StopSignals
+from mmtune.memory_advice import advise_on_memory, peak_memory
+from mmtune.metrics import best_score
+from mmtune.optimizer_setup import has_moved, highest_rate, move_schedule
 from mmtune.run_checkpoint import TrainState, checkpoint_name, save_checkpoint
 from mmtune.run_folder import update_manifest
 
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
+
+    from mmtune.weight_average import WeightAverage
 
 MAX_SKIPPED_IN_ROW = 10
 """Steps in a row that the fp16 scaler may skip: it halves its scale each time, so ten means a factor of 1,024."""
@@ -58,9 +66,12 @@ class Trainer:
     log: RunLog
     liveness: Any
     validate: Callable[[], tuple[dict[str, float], list[BadItem]]] | None
-    num_seen: dict[str, int]
+    quarantine: Quarantine
+    average: "WeightAverage | None" = None
     state: TrainState = field(default_factory=TrainState)
     window: "Window" = field(default_factory=lambda: Window())
+    signals: StopSignals = field(default_factory=StopSignals)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -73,37 +84,51 @@ class Window:
 
 
 def train(trainer: Trainer) -> TrainState:
-    """Run from ``trainer.state.step`` to the end and return the final state.
+    """Run from ``trainer.state.step`` to the end, or until early stopping, and return the final state.
 
     Raises:
-        TrainingError: non-finite loss or gradient, a dead part, no memory.
+        TrainingError: non-finite loss or gradients, a dead part, no memory.
         DataError: more than ``max_bad_fraction`` of the data failed to decode.
+        RunStopped: the run was asked to stop; its checkpoint is written.
     """
     from mmtune.adapters import set_modes
 
     state, cadence = trainer.state, trainer.cadence
-    steps = _steps(trainer, state.step, cadence.total)
+    steps = read_steps(trainer, state.step, cadence.total)
     set_modes(trainer.adapted)
-    with trainer.log.progress(state.step, cadence.total):
-        while state.step < cadence.total:
-            row = _one_step(trainer, steps)
+    with trainer.signals.listening(), trainer.log.progress(state.step, cadence.total):
+        while state.step < cadence.total and not state.stopped_early:
+            row = take_step(trainer, steps)
             if cadence.due(cadence.log, state.step):
                 _log(trainer, row)
             better = cadence.due(cadence.evaluate, state.step) and _validate(trainer)
-            if better or cadence.due(cadence.save, state.step):
+            asked = trainer.signals.agreed(trainer.context.device)
+            if better or asked or state.stopped_early or cadence.due(cadence.save, state.step):
                 _save(trainer)
+            if asked and state.step < cadence.total and not state.stopped_early:
+                _stop_as_asked(trainer, asked)
     return state
+
+
+def _stop_as_asked(trainer: Trainer, number: int) -> None:
+    message = (
+        f"stopped by {signal.Signals(number).name} after step {trainer.state.step} of {trainer.cadence.total}; "
+        f"{checkpoint_name(trainer.state.step)} is written, and the same command goes on from it"
+    )
+    trainer.log.line(message)
+    raise RunStopped(message, 128 + number)
 
 
 def _save(trainer: Trainer) -> None:
     """Write the checkpoint of this step; the manifest names the best one only when it is safe."""
     state, scaler = trainer.state, trainer.accelerator.scaler
     state.scaler = dict(scaler.state_dict()) if scaler is not None else {}
-    save_checkpoint(trainer.run, trainer.adapted, trainer.optimizer, state, keep=trainer.recipe.checkpoint.keep)
+    keep, average = trainer.recipe.checkpoint.keep, trainer.average
+    save_checkpoint(trainer.run, trainer.adapted, trainer.optimizer, state, keep=keep, average=average)
     update_manifest(trainer.run, best_checkpoint=state.best_checkpoint, steps=state.step)
 
 
-def _steps(trainer: Trainer, first: int, last: int) -> Iterator[list[Batch]]:
+def read_steps(trainer: Trainer, first: int, last: int) -> Iterator[list[Batch]]:
     """This rank's micro-batches, one list per optimizer step."""
     loader = open_loader(
         trainer.pairs,
@@ -118,17 +143,20 @@ def _steps(trainer: Trainer, first: int, last: int) -> Iterator[list[Batch]]:
         yield [next(batches) for _ in range(trainer.layout.micro_batches_per_step)]
 
 
-def _one_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
+def take_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
     """One optimizer step; returns the row that would be logged."""
     state = trainer.state
     started = time.perf_counter()
     batches = next(steps)
     waited = time.perf_counter() - started
-    trainer.window.samples += _account(trainer, batches)
-    rate = trainer.optimizer.param_groups[0]["lr"]
-    with _memory_advice(trainer):
+    trainer.window.samples += count_batches(state, batches, trainer.quarantine)
+    parts = trainer.adapted.part_of.values()
+    rate = highest_rate(trainer.recipe.train, parts) * trainer.schedule.lr_lambdas[0](state.step)
+    with advise_on_memory(trainer.layout, state.step + 1):
         loss = _forward_backward(trainer, batches)
         grad_norm = _update(trainer, batches, loss)
+    if trainer.average is not None and grad_norm is not None:
+        trainer.average.update(state.step - state.num_skipped)
     if state.step <= trainer.liveness.last_step:
         trainer.liveness.after_step(state.step, trainer.log.line)
     seconds = time.perf_counter() - started
@@ -143,85 +171,14 @@ def _one_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
         "grad_norm": grad_norm,
         "samples_per_second": round(trainer.window.samples / trainer.window.seconds, 2),
         "data_wait": round(trainer.window.waited / trainer.window.seconds, 4),
-        "memory": _memory(),
+        "memory": peak_memory(),
     }
-
-
-def _account(trainer: Trainer, batches: list[Batch]) -> int:
-    """Count samples and long captions of all ranks, and quarantine what failed to decode."""
-    state = trainer.state
-    mine = (
-        sum(map(len, batches)),
-        [key for batch in batches for key in batch.long_keys],
-        [item for batch in batches for item in batch.bad],
-    )
-    facts = gather_objects([mine])
-    num_samples = sum(count for count, _, _ in facts)
-    state.num_samples += num_samples
-    long_keys = {key for _, keys, _ in facts for key in keys}
-    if not long_keys <= set(state.long_keys):
-        state.long_keys = sorted({*state.long_keys, *long_keys})
-    _quarantine(trainer, [item for _, _, items in facts for item in items])
-    if num_samples == 0:
-        raise DataError(f"step {state.step + 1}: every sample of the batch is bad")
-    return num_samples
-
-
-def _quarantine(trainer: Trainer, items: Sequence[BadItem]) -> None:
-    """List each bad item once, and stop when there are too many; every rank is given the same items.
-
-    Raises:
-        DataError: more than ``max_bad_fraction`` of a split is bad.
-    """
-    state = trainer.state
-    known = {item.where for item in state.bad}
-    new = [item for item in dict.fromkeys(items) if item.where not in known]
-    for item in new:
-        state.bad.append(item)
-        trainer.log.line(f"quarantined {item.where}: {item.reason}")
-    limit = trainer.recipe.data.max_bad_fraction
-    for split in {item.split for item in new}:
-        num_bad, num_seen = sum(item.split == split for item in state.bad), trainer.num_seen.get(split, 0)
-        if num_bad > limit * num_seen:
-            raise DataError(
-                f"{num_bad} of {num_seen} items of split {split!r} are bad, more than data.max_bad_fraction={limit:g} "
-                f"allows; they are listed in {trainer.run / 'quarantine.jsonl'}. Mend them, or raise the limit."
-            )
 
 
 def _forward_backward(trainer: Trainer, batches: list[Batch]) -> float:
     """Gradients of the whole batch in place; returns its loss."""
     trainer.optimizer.zero_grad(set_to_none=True)
     return float(contrastive_step(trainer.context, batches, trainer.state.step))
-
-
-@contextmanager
-def _memory_advice(trainer: Trainer) -> Iterator[None]:
-    """Turn running out of memory into a message with the micro-batch to set."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise MemoryExhausted(_smaller_micro_batch(trainer)) from None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _smaller_micro_batch(trainer: Trainer) -> str:
-    micro = trainer.layout.micro_batch
-    share = trainer.layout.batch // trainer.layout.num_ranks
-    smaller = max((size for size in range(1, micro) if share % size == 0), default=0)
-    advice = (
-        f"set train.micro_batch: {smaller} (it changes memory and speed, never the result)"
-        if smaller
-        else "micro_batch is 1 already: use a smaller backbone, backbone.quantize, or fewer adapted layers"
-    )
-    return f"out of memory in step {trainer.state.step + 1} with train.micro_batch={micro}: {advice}"
 
 
 def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float | None:
@@ -245,7 +202,7 @@ def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float | None
         scaler.step(optimizer)
         scaler.update()
         _count_skipped(trainer, skipped=not finite[1])
-    trainer.context.task.clamp(trainer.context.section, trainer.context.temperature())
+    clamp_temperature(trainer.context.backbone, trainer.context.task.max_log_scale(trainer.context.section))
     move_schedule(trainer.schedule, state.step + 1)
     state.step += 1
     return norm if finite[1] else None
@@ -254,7 +211,7 @@ def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float | None
 def _stop(trainer: Trainer, batches: list[Batch], loss: float, norm: float) -> None:
     ids = gather_objects([sample for batch in batches for sample in batch.ids])
     shown = ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
-    raise TrainingError(
+    raise NotFinite(
         f"step {trainer.state.step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite; stopped before the weights "
         f"moved. Samples of the batch: {shown}. A lower train.learning_rate, train.precision: fp32 or a look at these "
         "samples would help."
@@ -268,23 +225,10 @@ def _count_skipped(trainer: Trainer, *, skipped: bool) -> None:
     if skipped:
         trainer.log.line(f"step {state.step + 1}: fp16 overflow, update skipped ({state.num_skipped} so far)")
     if state.num_skipped_in_row >= MAX_SKIPPED_IN_ROW:
-        raise TrainingError(
+        raise NotFinite(
             f"step {state.step + 1}: {MAX_SKIPPED_IN_ROW} updates in a row were skipped by the fp16 scaler: "
             "use train.precision: bf16 or fp32, or a lower learning rate"
         )
-
-
-def _memory() -> int:
-    """Bytes: the most the GPU held, else the most this process held."""
-    import resource
-    import sys
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _log(trainer: Trainer, row: dict[str, Any]) -> None:
@@ -300,20 +244,28 @@ def _time_left(trainer: Trainer, row: dict[str, Any]) -> float:
 
 
 def _validate(trainer: Trainer) -> bool:
-    """Score the validation split; true when it is the best so far (and its checkpoint is about to be written)."""
+    """Score the validation split; true when it is the best so far (and its checkpoint is about to be written).
+
+    A score taken before any update moved something is the untrained model's and is no candidate.
+    """
     from mmtune.adapters import set_modes
 
-    state, name = trainer.state, trainer.recipe.train.best
+    state, traits = trainer.state, trainer.adapted.backbone.traits
+    name = best_score(trainer.recipe.train.best, traits.modality)
     if trainer.validate is None:
         return False
-    scores, bad = trainer.validate()
-    _quarantine(trainer, bad)
+    average = trainer.average
+    with average.in_place() if average is not None else nullcontext():
+        scores, bad = trainer.validate()
+    trainer.quarantine.add(state, bad)
     set_modes(trainer.adapted)
     trainer.log.metrics({"step": state.step, "validation": scores})
     trainer.accelerator.log({f"validation/{key}": value for key, value in scores.items()}, step=state.step)
-    sign = 1 if higher_is_better(name) else -1
-    better = state.best_score is None or sign * scores[name] > sign * state.best_score
+    if not has_moved(trainer.schedule, state.step):
+        trainer.log.line(f"step {state.step}: validation {name} {scores[name]:.4f} (the learning rate was 0 so far)")
+        return False
+    better = note_score(state, trainer.recipe.train.early_stopping, name, scores[name])
     trainer.log.line(f"step {state.step}: validation {name} {scores[name]:.4f}{' (best so far)' if better else ''}")
-    if better:
-        state.best_score, state.best_checkpoint = scores[name], checkpoint_name(state.step)
+    if state.stopped_early:
+        trainer.log.line(describe_stop(state, trainer.recipe.train.early_stopping, name))
     return better

@@ -13,6 +13,7 @@ from mmtune.glyphs.characters import caption_of, list_glyphs, map_alike, split_o
 from mmtune.glyphs.looks import LOOKS, draw_look
 
 CARD = """---
+license: apache-2.0
 library_name: transformers
 tags: [clip, mmtune]
 ---

@@ -2,6 +2,7 @@
 
 from key_effect import Effect, key
 from key_worlds import computed, planned, scheduled, trained, valued
+from key_worlds_train import averaged, recomputed, stopped
 
 VALIDATED = ("train.evaluate_every=2 steps",)
 
@@ -12,6 +13,19 @@ EFFECTS: dict[str, Effect] = {
     "train.batch": key(planned, "column", "", "train.batch=16"),
     "train.micro_batch": key(planned, "column", "", "train.micro_batch=4"),
     "train.learning_rate": key(scheduled, "column", "", "train.learning_rate=0.5"),
+    "train.layer_decay": key(scheduled, "column", "", "train.layer_decay=0.5"),
+    "train.optimizer": key(scheduled, "column", "", "train.optimizer=adamw_8bit"),
+    "train.early_stopping.patience": key(
+        stopped, "column", "train.early_stopping={patience: 1}", "train.early_stopping={patience: 2}", more=VALIDATED
+    ),
+    "train.early_stopping.min_delta": key(
+        stopped, "column", "train.early_stopping={}", "train.early_stopping={min_delta: 0.1}", more=VALIDATED
+    ),
+    "train.ema.decay": key(
+        averaged, "column", "train.ema={decay: 0.5, warmup: false}", "train.ema={decay: 0.9, warmup: false}"
+    ),
+    "train.ema.warmup": key(averaged, "column", "train.ema={decay: 0.9, warmup: false}", "train.ema={decay: 0.9}"),
+    "train.activation_checkpointing": key(recomputed, "column", "", "train.activation_checkpointing=true"),
     "train.schedule": key(scheduled, "column", "", "train.schedule=linear"),
     "train.warmup": key(scheduled, "column", "", "train.warmup=50%"),
     "train.weight_decay": key(scheduled, "column", "", "train.weight_decay=0.5"),

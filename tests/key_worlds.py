@@ -36,6 +36,15 @@ class World:
         self._write_tables()
         self._write_backbones()
         self._write_recipes()
+        self._write_more()
+
+    def _write_more(self) -> None:
+        from key_worlds_sound import write_sound_world
+
+        write_sound_world(self.folder)
+        from key_worlds_sources import write_source_worlds
+
+        write_source_worlds(self.folder)
 
     def recipe(self, base: str, overrides: list[str]) -> Recipe:
         """A base recipe with overrides; ``FOLDER`` in them is the world's folder."""

@@ -23,15 +23,23 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-6}
 NUM = 256
 MICRO_BATCH = 64
 
-PAIRS = [("clip", "infonce"), ("clip", "sigmoid"), ("siglip", "sigmoid")]
-"""Family of the twin and its loss. Both twins see 32 x 32 pixels."""
+PAIRS = [
+    ("clip", "infonce"),
+    ("clip", "sigmoid"),
+    ("siglip", "sigmoid"),
+    ("chinese_clip", "infonce"),
+    ("blip2", "infonce"),
+    ("dual_encoder", "sigmoid"),
+]
+"""Family of the twin and its loss: frozen dropout, several vectors per image, projections of its own. All twins see
+32 x 32 pixels."""
 
 
 def make_context(folder: Path, dtype: str, loss: str, *, dropout: float = 0.0) -> StepContext:
     """An adapted twin with non-zero LoRA weights at temperature 100."""
     backbone = load(Section(id=str(folder)), dtype=getattr(torch, dtype))
     section = LoraSection(
-        kind="lora", rank=4, alpha=8, dropout=dropout, parts=["vision", "text"], targets=["attention", "mlp"]
+        kind="lora", rank=4, alpha=8, dropout=dropout, parts=list(backbone.traits.parts), targets=["attention", "mlp"]
     )
     adapted = attach(backbone, section, seed=3)
     generator = torch.Generator().manual_seed(11)
@@ -44,6 +52,8 @@ def make_context(folder: Path, dtype: str, loss: str, *, dropout: float = 0.0) -
     with torch.no_grad():
         log_scale.fill_(math.log(100.0))
     set_modes(adapted)
+    if not dropout:
+        backbone.model.eval()  # some towers have dropout of their own; masks belong to micro-batches
     kind: Any = InfoNCE(kind="infonce") if loss == "infonce" else Sigmoid(kind="sigmoid")
     return StepContext(
         backbone=backbone,

@@ -93,7 +93,7 @@ def test_captions_one_draws_by_epoch_and_all_gives_every_pair(tmp_path: Path, ti
 
 def test_workers_and_augmentation(tmp_path: Path, tiny_clip_folder: Path) -> None:
     pairs = make_pairs(tmp_path, tiny_clip_folder)
-    pairs.augmentation = AugmentSection(crop=0.5, flip=True, colour=0.4)
+    pairs.augmentations[""] = AugmentSection(crop=0.5, flip=True, colour=0.4)
     layout = Layout(num_items=6, batch=3, micro_batch=3, num_ranks=1, seed=3)
 
     def pixels(workers: int) -> list[torch.Tensor]:

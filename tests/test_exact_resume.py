@@ -1,4 +1,4 @@
-"""A run that was killed with SIGKILL goes on bit for bit: adapter, optimizer and logged losses.
+"""A run that was killed, or asked to stop, goes on bit for bit: adapter, averages, optimizer and logged losses.
 
 One interpreter makes all runs (see ``launched/killed_runs.py``); the tests below look at what they left.
 """
@@ -19,6 +19,16 @@ HERE = Path(__file__).parent
 STEPS = 9
 EVALUATED = ["train.evaluate_every=2 steps", "data.split={validation: 30%, test: 5%}"]
 HEADS = ["adapter={kind: head_only, parts: [vision, text]}", "train.workers=2"]
+EVERYTHING = [
+    *EVALUATED,
+    "adapter={kind: full, parts: [vision, text]}",
+    "train.optimizer=adamw_8bit",
+    "train.learning_rate={default: 0.001, temperature: 0.01}",
+    "train.layer_decay=0.8",
+    "train.ema={decay: 0.8}",
+    "train.activation_checkpointing=true",
+    "train.early_stopping={patience: 9}",
+]
 NOTHING_RANDOM = ["adapter.dropout=0.0", "data.augment={crop: null, flip: false, colour: 0}"]
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"kill_at": 5},
@@ -28,8 +38,13 @@ CASES: dict[str, dict[str, Any]] = {
     "two_ranks": {"kill_at": 5, "ranks": 2},
     "evaluated": {"kill_at": 5, "overrides": EVALUATED},
     "heads_on_two_ranks": {"kill_at": 8, "ranks": 2, "overrides": [*EVALUATED, *HEADS]},
+    "everything_on_two_ranks": {"kill_at": 5, "ranks": 2, "overrides": EVERYTHING},
+    "terminated": {"signal_at": 5, "number": 15, "overrides": EVERYTHING},
+    "ctrl_c_with_workers": {"signal_at": 4, "number": 2, "overrides": ["train.workers=2"]},
+    "one_of_two_ranks_terminated": {"signal_at": 2, "number": 15, "signalled": 1, "ranks": 2},
 }
-"""Case -> how it is killed. Checkpoints are written every third step, so 5 and 7 lose steps that were done."""
+"""Case -> how it is ended. Checkpoints are written every third step, so 5 and 7 lose steps that were done."""
+WAYS_TO_END = ("kill", "signal", "number")
 
 
 def write_data(folder: Path) -> None:
@@ -93,10 +108,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_clip_folder: Path) -> di
 
     plan: dict[str, dict[str, Any]] = {}
     for name, case in CASES.items():
-        lasting = {key: value for key, value in case.items() if not key.startswith("kill")}
+        lasting = {key: value for key, value in case.items() if not key.startswith(WAYS_TO_END)}
         plan[f"{name}.whole"] = spec(f"{name}.whole", **lasting)
         plan[f"{name}.killed"] = spec(f"{name}.killed", **case)
         plan[f"{name}.resumed"] = spec(f"{name}.killed", **lasting)
+    stops = [*EVALUATED, "train.early_stopping={patience: 1, min_delta: 1.0}"]
+    plan["stops.whole"] = spec("stops.whole", *stops)
+    plan["stops.killed"] = spec("stops.killed", *stops, kill_at=3)
+    plan["stops.resumed"] = spec("stops.resumed", *stops, run="stops.killed")
     plan["finished again"] = spec("finished again", run="plain.whole")
     plan["another recipe"] = spec("another recipe", "train.learning_rate=0.02", run="plain.whole")
     plan["never"] = spec("never", run="plain.whole", fit={"resume": "never"})
@@ -142,16 +161,45 @@ def checkpoint_bytes(run: Path, step: int) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", CASES)
 def test_goes_on_bit_for_bit(runs: dict[str, Any], name: str) -> None:
     folder, codes = runs["folder"], runs["codes"]
-    assert codes[f"{name}.killed"] == -9, runs["output"][-2000:]
+    expected_code = 128 + CASES[name]["number"] if "number" in CASES[name] else -9
+    assert codes[f"{name}.killed"] == expected_code, runs["output"][-2000:]
     assert codes[f"{name}.whole"] == codes[f"{name}.resumed"] == 0, runs["output"][-2000:]
     whole, resumed = folder / f"{name}.whole", folder / f"{name}.killed"
     # One uninterrupted run is trained on for two steps more by another case: look at the first steps only.
     assert losses(resumed) == {step: row for step, row in losses(whole).items() if step <= STEPS}
     assert sorted(losses(resumed)) == list(range(1, STEPS + 1))
     expected = checkpoint_bytes(whole, STEPS)
-    trained = "trained.safetensors" if name.startswith("heads") else "adapter/adapter_model.safetensors"
-    assert {trained, "optimizer.safetensors", "temperature.safetensors"} <= set(expected)
+    is_plain = "adapter=" in str(CASES[name].get("overrides"))
+    trained = {"trained.safetensors" if is_plain else "adapter/adapter_model.safetensors"}
+    trained |= {"raw.safetensors"} if "train.ema" in str(CASES[name].get("overrides")) else set()
+    assert {*trained, "optimizer.safetensors", "temperature.safetensors"} <= set(expected)
     assert checkpoint_bytes(resumed, STEPS) == expected
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "signal_at" in case])
+def test_a_run_that_is_asked_to_stop_saves_that_very_step(runs: dict[str, Any], name: str) -> None:
+    step = CASES[name]["signal_at"]
+    message = (runs["folder"] / f"{name}.killed.error").read_text()
+    signal_name = {2: "SIGINT", 15: "SIGTERM"}[CASES[name]["number"]]
+    assert message.startswith(f"stopped by {signal_name} after step {step} of {STEPS}; step-{step:06d} is written")
+    log = (runs["folder"] / f"{name}.killed" / "run.log").read_text()
+    assert f"going on from step-{step:06d}" in log
+    assert "KeyboardInterrupt" not in runs["output"]
+
+
+def test_the_averages_are_what_users_get(runs: dict[str, Any]) -> None:
+    """The files of the adapter hold averages; the weights to train on from are others and lie beside them."""
+    from safetensors.torch import load_file
+
+    folder = runs["folder"] / "terminated.whole" / "checkpoints" / f"step-{STEPS:06d}"
+    averaged, raw = load_file(folder / "trained.safetensors"), load_file(folder / "raw.safetensors")
+    assert set(averaged) < set(raw), "the temperature has a file of its own"
+    assert any(not averaged[name].equal(raw[name]) for name in averaged)
+    state = load_file(folder / "optimizer.safetensors")
+    assert {str(value.dtype) for name, value in state.items() if name.endswith("//state1")} == {
+        "torch.uint8",
+        "torch.float32",
+    }, "large tensors in 8 bit, small ones not"
 
 
 def test_something_in_the_run_is_random(runs: dict[str, Any]) -> None:
@@ -179,6 +227,16 @@ def test_the_best_checkpoint_is_that_of_the_uninterrupted_run(runs: dict[str, An
     assert score[best] == max(score.values()) == manifests[0]["validation"]["text_to_image_recall@1"]
     kept = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (whole, resumed)]
     assert kept[0] == kept[1]
+
+
+def test_early_stopping_remembers_what_it_saw(runs: dict[str, Any]) -> None:
+    """Killed between the validations of steps 2 and 4, of which the second is no gain over the first."""
+    whole, resumed = (runs["folder"] / f"stops.{which}" for which in ("whole", "killed"))
+    assert runs["codes"]["stops.killed"] == -9 and runs["codes"]["stops.resumed"] == 0, runs["output"][-2000:]
+    assert sorted(losses(whole)) == [1, 2, 3, 4] and losses(whole) == losses(resumed)
+    assert checkpoint_bytes(whole, 4) == checkpoint_bytes(resumed, 4) != {}
+    manifests = [json.loads((run / "manifest.json").read_text()) for run in (whole, resumed)]
+    assert [(one["status"], one["stopped_early"]) for one in manifests] == [("finished", 4)] * 2
 
 
 def test_ranks_change_no_loss_where_nothing_is_random(runs: dict[str, Any]) -> None:

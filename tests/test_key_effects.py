@@ -7,6 +7,9 @@ from typing import Any, get_args
 import effects_adapter
 import effects_backbone
 import effects_data
+import effects_methods
+import effects_sources
+import effects_start
 import effects_train
 import pytest
 from key_effect import Effect
@@ -17,7 +20,13 @@ from mmtune.recipe_keys import Key, sections_in, walk_keys
 from mmtune.recipe_schema import Recipe
 
 EFFECTS: dict[str, Effect] = (
-    effects_backbone.EFFECTS | effects_adapter.EFFECTS | effects_data.EFFECTS | effects_train.EFFECTS
+    effects_backbone.EFFECTS
+    | effects_adapter.EFFECTS
+    | effects_methods.EFFECTS
+    | effects_data.EFFECTS
+    | effects_sources.EFFECTS
+    | effects_train.EFFECTS
+    | effects_start.EFFECTS
 )
 ONLY_VALUE = {"task.kind:retrieval"}
 """Kinds that have no other beside them yet: nothing else can be written."""

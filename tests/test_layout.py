@@ -21,18 +21,29 @@ ROWS: list[tuple[int, tuple[str, ...]]] = [
     (1, ("backbones", "sources", "losses", "metrics")),
     (2, ("adapters", "tasks")),
     (3, ("recipe_keys",)),
+    (3, ("train_checks",)),
     (3, ("recipe_checks", "recipe_errors")),
     (3, ("recipe_schema",)),
     (3, ("recipe_paths",)),
+    (4, ("weight_average", "activation_checkpointing", "run_trackers")),
+    (4, ("epoch_items",)),
     (4, ("batch_building", "optimizer_setup", "adapter_liveness", "scored_split", "merge_proof", "fresh_reload")),
-    (4, ("recipe_shelf", "run_report", "embedding_files", "embedding_input")),
+    (4, ("recipe_shelf", "run_report", "embedding_files", "embedding_input", "tiny_recipe", "environment_report")),
+    (4, ("memory_advice", "learning_rate_picture")),
     (4, ("contrastive_step", "run_checkpoint", "scoring_loop", "retrieval_picture")),
-    (4, ("run_folder", "model_loading", "score_comparison")),
-    (4, ("train_data", "score_files", "merge_building")),
+    (4, ("run_folder", "model_loading", "score_comparison", "bad_samples", "early_stopping")),
+    (4, ("train_data", "score_files", "merge_building", "adapter_start")),
+    (4, ("leak_scan", "public_base")),
+    (4, ("push_files",)),
+    (4, ("loading_code",)),
+    (4, ("model_card",)),
+    (4, ("hub_upload",)),
     (5, ("train_loop",)),
     (6, ("run_setup", "evaluation_setup")),
-    (6, ("preflight_checks",)),
-    (6, ("training_run", "evaluation_run", "export_run", "preflight_run", "predict_run")),
+    (6, ("preflight_checks", "trainer_building")),
+    (6, ("learning_rate_run",)),
+    (6, ("training_run", "evaluation_run", "export_run", "preflight_run", "predict_run", "push_run")),
+    (7, ("command_options", "launcher_call")),
     (7, ("finetune", "command_line")),
 ]
 FLOOR = {room: floor for floor, rooms in ROWS for room in rooms}
@@ -162,7 +173,7 @@ def test_names_say_something() -> None:
     named = [path for folder in ("mmtune", "scripts", "tests") for path in (ROOT / folder).rglob("*")]
     assert not [path for path in named if vague & set(path.stem.strip("_").split("_"))]
     files = [path.stem for path in PACKAGE.glob("*.py") if path.name not in ("__init__.py", "finetune.py")]
-    assert not [name for name in files if not re.fullmatch("[a-z]+_[a-z]+", name)], "two words joined by _"
+    assert not [name for name in files if not re.fullmatch("[a-z]+(_[a-z]+)+", name)], "two words or more, joined by _"
 
 
 def test_sizes() -> None:

@@ -146,7 +146,7 @@ def skip_the_fresh_process(monkeypatch: pytest.MonkeyPatch, disturbance: float =
 
 @pytest.fixture
 def run(tiny_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(merge_building, "open_samples", lambda recipe: (samples(), "drawn"))
+    monkeypatch.setattr(merge_building, "open_samples", lambda *_: (samples(), "drawn"))
     return make_run(tmp_path / "run", {"id": str(tiny_clip_folder)}, LORA)
 
 

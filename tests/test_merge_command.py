@@ -31,7 +31,7 @@ def backbone(tiny_clip_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(merge_building, "open_samples", lambda recipe: (samples(), "drawn"))
+    monkeypatch.setattr(merge_building, "open_samples", lambda *_: (samples(), "drawn"))
     return make_run(tmp_path / "run", {"id": str(backbone)}, LORA)
 
 

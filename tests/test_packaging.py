@@ -155,7 +155,8 @@ def test_torchvision_is_brought_by_nothing(project: dict[str, Any]) -> None:
 
 def test_dependencies_are_what_is_imported(project: dict[str, Any]) -> None:
     declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
-    extras = {canonicalize_name(Requirement(text).name) for text in project["optional-dependencies"]["tensorboard"]}
+    optional = [text for extra in ("audio", "tensorboard") for text in project["optional-dependencies"][extra]]
+    extras = {canonicalize_name(Requirement(text).name) for text in optional}
     imported = {name for path in (ROOT / "mmtune").rglob("*.py") for name in imported_modules(path)}
     foreign = imported - set(sys.stdlib_module_names) - {"mmtune"}
     names = {IMPORT_NAMES.get(name, name) for name in declared}

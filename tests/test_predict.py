@@ -301,7 +301,7 @@ def test_between_images_and_texts_nothing_is_guessed(tmp_path: Path, pictures: P
         ("pictures", "text", "texts come from a table"),
         ("pictures/empty", None, "nothing to embed, 0 bad"),
         ("empty.txt", None, "nothing to embed"),
-        ("t.csv", None, "has no column image, file_name, text, caption; it has a, b"),
+        ("t.csv", None, "has no column image, file_name, audio, text, caption; it has a, b"),
     ],
 )
 def test_nothing_to_embed(pictures: Path, tmp_path: Path, name: str, kind: Any, message: str) -> None:

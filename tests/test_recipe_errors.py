@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmtune.ground.errors import RecipeError
+from mmtune.ground.kind_folder import kinds
 from mmtune.recipe_schema import load_recipe
 
 SOUND = """\
@@ -70,7 +71,8 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         "x.yaml:4: adapter.alpha.vision: x does not fit; write a number",
         "x.yaml:5: adapter.use_dora: yes does not fit; write true or false: true instead of yes, "
         "which is text in YAML 1.2",
-        "x.yaml:6: data.kind: there is no kind glyph; did you mean glyphs? The kinds are glyphs, image_folder, jsonl",
+        "x.yaml:6: data.kind: there is no kind glyph; did you mean glyphs? The kinds are coco, glyphs, hub, "
+        "image_folder, jsonl, karpathy, mix, parquet, webdataset",
         "x.yaml:7: task.loss.learning_rate: is no key of this section; it belongs under train",
         "x.yaml:8: train.batch: 127 is not divisible by 2 ranks; write 126 or 128",
         "x.yaml:8: train.lenght: is no key of this section; did you mean length?",
@@ -87,7 +89,15 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
 
 ONE_PROBLEM = [
     ("kind: lora", "kind: lroa", "x.yaml:3: adapter.kind: there is no kind lroa; did you mean lora?"),
-    ("kind: lora", "rank: 8", "x.yaml:2: adapter.kind: is missing; write one of full, head_only, lora"),
+    ("kind: lora", "rank: 8", f"x.yaml:2: adapter.kind: is missing; write one of {', '.join(kinds('adapters'))}"),
+    ("kind: lora", "kind: adalora", "x.yaml:3: adapter.kind: adalora moves ranks between layers by scores"),
+    ("kind: lora", "kind: lora\n  init: eva", "x.yaml:4: adapter.init: eva is computed from the layers' inputs"),
+    ("kind: lora", "kind: lora\n  init: psisa", "psisa does not fit; write one of default, gaussian, orthogonal,"),
+    (
+        "kind: lora",
+        "kind: lora\n  init: olora\n  use_dora: true",
+        "x.yaml:4: adapter.init: init olora keeps its start as a second",
+    ),
     ("kind: lora", "kind: [lora]", "x.yaml:3: adapter.kind: there is no kind ['lora']; write one of"),
     ("kind: retrieval", "kind: retrieve", "x.yaml:8: task.kind: there is no kind retrieve; did you mean retrieval?"),
     ("kind: infonce", "kind: info_nce", "x.yaml:8: task.loss.kind: there is no kind info_nce; did you mean infonce?"),
@@ -104,7 +114,7 @@ ONE_PROBLEM = [
     ("batch: 128", "batch: 128, betas: [0.9]", "train.betas: [0.9] has too few entries"),
     ("batch: 128", "batch: 128, betas: [1, 0]", "train.betas[0]: 1 must be below 1"),
     ("batch: 128, ", "", "x.yaml:9: train.batch: is missing; write batch: samples per optimizer step"),
-    ("learning_rate: 1e-4", "learning_rate: '1e-4'", "write a number: 1e-4 without quotes"),
+    ("learning_rate: 1e-4", "learning_rate: '1e-4'", "write a number or a mapping such as {key: value}: 1e-4 without"),
     ("learning_rate: 1e-4", "learning_rate: 0", "train.learning_rate: 0 must be above 0"),
     ("output: runs/x", "output: 3.10", "x.yaml:10: output: 3.10 does not fit; write text: '3.10' in quotes"),
     ("output: runs/x", "output: ''", "output: '' needs at least 1 characters"),
@@ -130,10 +140,10 @@ def test_what_is_wrong_and_what_would_be_right(tmp_path: Path, old: str, new: st
 
 
 def test_a_key_of_another_kind_is_told_from_a_typo(tmp_path: Path) -> None:
-    found = problems_of(tmp_path, changed("kind: lora", "kind: head_only\n  rank: 8\n  rnak: 8"))
+    found = problems_of(tmp_path, changed("kind: lora", "kind: head_only\n  use_dora: true\n  use_dra: true"))
     assert found == [
-        "x.yaml:4: adapter.rank: is a key of kind lora, not of head_only; delete it",
-        "x.yaml:5: adapter.rnak: is no key of this section; rank would be a key of kind lora, not of head_only; "
+        "x.yaml:4: adapter.use_dora: is a key of kind lora, not of head_only; delete it",
+        "x.yaml:5: adapter.use_dra: is no key of this section; use_dora would be a key of kind lora, not of head_only; "
         "delete it",
     ]
 

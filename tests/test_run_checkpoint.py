@@ -120,6 +120,26 @@ def test_the_best_by_validation_stands_for_the_run(run: tuple[Path, Any, torch.o
     assert len(said) == 1 and "step-000002, the best by validation, is passed over: state.json" in said[0]
 
 
+def test_a_best_one_that_a_running_training_pruned_is_looked_for_again(
+    run: tuple[Path, Any, torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate` beside a training: the manifest it read is older than the folders it finds."""
+    folder = run[0]
+    write_json(folder / "manifest.json", {"best_checkpoint": "step-000001"})
+    said: list[str] = []
+    assert choose_checkpoint(folder, said.append).name == "step-000003"
+    assert len(said) == 1 and "step-000001, the best by validation, is passed over: the folder is gone" in said[0]
+    look = run_checkpoint.problems
+
+    def prune_meanwhile(path: Path) -> list[str]:
+        write_json(folder / "manifest.json", {"best_checkpoint": "step-000002"})
+        return look(path)
+
+    monkeypatch.setattr(run_checkpoint, "problems", prune_meanwhile)
+    said.clear()
+    assert choose_checkpoint(folder, said.append).name == "step-000002" and not said
+
+
 def test_a_save_that_dies_leaves_the_old_ones(
     run: tuple[Path, Any, torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,7 +69,8 @@ class FakeFamily:
 
 def fake_backbone() -> SimpleNamespace:
     model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Identity())
-    return SimpleNamespace(model=model, processor=None, family=FakeFamily())
+    traits = SimpleNamespace(modality="image")
+    return SimpleNamespace(model=model, processor=None, family=FakeFamily(), traits=traits)
 
 
 def sample(name: str, number: int, *captions: str, **more: Any) -> Sample:

@@ -12,7 +12,7 @@ from small_runs import small_recipe
 
 from mmtune import train_loop
 from mmtune.ground.errors import DataError, RecipeError, TrainingError
-from mmtune.run_setup import make_layout, refuse_launcher, resolve_precision, start_accelerator
+from mmtune.run_setup import make_layout, refuse_launcher, resolve_precision
 from mmtune.train_loop import MAX_SKIPPED_IN_ROW, Cadence
 from mmtune.training_run import fit
 
@@ -125,15 +125,6 @@ def test_sharded_launches_are_refused(monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.setenv(name, "true")
     with pytest.raises(RecipeError, match="--multi_gpu"):
         refuse_launcher()
-
-
-def test_a_missing_tracker_is_an_error_before_training(
-    tmp_path: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = small_recipe(tmp_path, tiny_clip_folder, train={"trackers": ["tensorboard"]})
-    monkeypatch.setattr("mmtune.run_setup.TRACKER_PACKAGES", {"tensorboard": "no_such_package"})
-    with pytest.raises(RecipeError, match="pip install 'mmtune\\[tensorboard\\]'"):
-        start_accelerator(recipe)
 
 
 def test_batches_that_do_not_divide_are_refused_with_one_that_does(tmp_path: Path, tiny_clip_folder: Path) -> None:

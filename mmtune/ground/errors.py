@@ -2,7 +2,13 @@
 
 
 class MmtuneError(ValueError):
-    """Base of every error that is the user's to mend: shown without a traceback, exit code 2."""
+    """Base of every error that is the user's to mend: shown without a traceback.
+
+    Attributes:
+        exit_code: what a command ends with.
+    """
+
+    exit_code = 2
 
 
 class RecipeError(MmtuneError):
@@ -25,5 +31,21 @@ class TrainingError(MmtuneError):
     """A run that was stopped because going on would only waste time: non-finite values, dead parts, no memory."""
 
 
+class PushError(MmtuneError):
+    """What may not leave this machine, or what the hub refuses."""
+
+
+class NotFinite(TrainingError):
+    """A loss or gradient that is no number; nothing was moved by it."""
+
+
 class MemoryExhausted(TrainingError):
     """One rank ran out of memory; the others do not know, so that rank has to say it."""
+
+
+class RunStopped(MmtuneError):
+    """A run that ended early because it was asked to, with everything it needs to go on saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -9,7 +9,7 @@ import struct
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -77,6 +77,8 @@ class ImageFile:
         key: the resolved path, so that one file under two names (links, ``./``) is one image.
     """
 
+    modality: ClassVar[str] = "image"
+    noun: ClassVar[str] = "image"
     path: str
     key: str = field(init=False)
 
@@ -95,6 +97,10 @@ class ImageFile:
             DataError: as `read_image`.
         """
         return read_image(Path(self.key), self.where)
+
+    def check(self) -> str | None:
+        """Why it cannot be read, as far as the header tells, or None; safe in threads."""
+        return check_header(self.key)
 
 
 def read_image(source: Path | bytes | BinaryIO, where: str, *, max_pixels: int = PIXEL_LIMIT) -> "Image":
@@ -116,10 +122,11 @@ def read_image(source: Path | bytes | BinaryIO, where: str, *, max_pixels: int =
         raise DataError(f"{where}: {problem}") from None
 
 
-def check_header(path: Path | str, *, max_pixels: int = PIXEL_LIMIT) -> str | None:
-    """Why the image cannot be read, as far as its header tells, or None. Decodes nothing; safe in threads."""
+def check_header(source: Path | str | bytes | BinaryIO, *, max_pixels: int = PIXEL_LIMIT) -> str | None:
+    """Why the image (a path, or as `read_image`) cannot be read, as far as its header tells, or None. Decodes nothing;
+    safe in threads."""
     try:
-        with _opened(Path(path)) as file, _header(file, max_pixels):
+        with _opened(Path(source) if isinstance(source, str) else source) as file, _header(file, max_pixels):
             return None
     except _Unreadable as problem:
         return str(problem)

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mmtune.ground.sound_reading import Sound
+
+
+MEDIA_WORDS = {"image": "images", "audio": "sounds"}
+"""Modality -> what several of them are called in messages and files."""
+
 
 class MediaReference(Protocol):
-    """Where an image is, not the image: picklable, small, read in the loader's workers."""
+    """Where an image or a sound is, not the thing itself: picklable, small, read in the loader's workers."""
 
     @property
     def key(self) -> str:
-        """Identity: two references with one key are the same image (positives of each other)."""
+        """Identity: two references with one key are the same image or sound (positives of each other)."""
         ...
 
     @property
@@ -24,27 +30,28 @@ class MediaReference(Protocol):
         """What a report shows a person: a path, or how it was drawn."""
         ...
 
-    def read(self) -> "Image":
-        """Decode to an RGB image.
+    def read(self) -> "Image | Sound":
+        """Decode to an RGB image, or to a sound.
 
         Raises:
-            DataError: the image is missing, damaged, too large or of a format that is not allowed.
+            DataError: it is missing, damaged, too large or of a format that is not allowed.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with every caption known for it.
+    """One image or sound with every caption known for it.
 
     Attributes:
         id: stable and unique within the source; every random draw for the sample is a function of (seed, epoch, id).
-        media: reference to the image, not decoded.
+        media: reference to the image or sound, not decoded.
         captions: what may be drawn as its text; at least one, none empty.
         also_true: further captions that describe the image but are never drawn for it; a text among ``captions`` or
             ``also_true`` is never a negative of the image.
         group: samples of one group are never split apart, and are resampled together by the bootstrap.
         columns: remaining table columns, as text.
+        source: name of the source in a mix, "" where there is one source.
     """
 
     id: str
@@ -53,6 +60,7 @@ class Sample:
     also_true: tuple[str, ...] = ()
     group: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ NO_KEY = -1
 class Section(StrictSection):
     """Image-text retrieval."""
 
-    kind: Literal["retrieval"] = Field("retrieval", description="rank images for a text and texts for an image")
+    kind: Literal["retrieval"] = Field("retrieval", description="rank images, or sounds, for a text and texts for them")
     loss: section_union("losses") = Field(  # type: ignore[valid-type]
         default_factory=lambda: _default_loss(), description="what is minimised", validate_default=False
     )
@@ -101,11 +101,7 @@ def loss(
     return value
 
 
-def clamp(section: Section, temperature: "tuple[Tensor, Tensor | None]") -> None:
-    """Hold the temperature in the range its loss was published with, in place."""
-    import torch
-
-    limit = kind("losses", section.loss).MAX_LOG_SCALE
-    if limit is not None:
-        with torch.no_grad():
-            temperature[0].clamp_(max=limit)
+def max_log_scale(section: Section) -> float | None:
+    """The largest log scale that the loss was published with; None where it sets no limit."""
+    limit: float | None = kind("losses", section.loss).MAX_LOG_SCALE
+    return limit

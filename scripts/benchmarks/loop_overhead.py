@@ -31,6 +31,7 @@ from mmtune import train_loop  # noqa: E402
 from mmtune.adapter_liveness import JUDGED_AFTER, Liveness  # noqa: E402
 from mmtune.adapters import Adapted, attach, set_modes  # noqa: E402
 from mmtune.backbones import Backbone, load, tiny_folder  # noqa: E402
+from mmtune.bad_samples import Quarantine  # noqa: E402
 from mmtune.batch_building import Encoded, EncodedPairs, Layout  # noqa: E402
 from mmtune.ground.kind_folder import kind  # noqa: E402
 from mmtune.ground.run_log import RunLog  # noqa: E402
@@ -135,7 +136,7 @@ def make_inputs(config: Any, num_rows: int) -> dict[str, torch.Tensor]:
 
 def make_trainer(recipe: Recipe, adapted: Adapted, inputs: dict[str, torch.Tensor], run: Path) -> train_loop.Trainer:
     """mmtune's loop with everything it calls, as `fit` builds it."""
-    task, accelerator = kind("tasks", recipe.task), start_accelerator(recipe)
+    task, accelerator, log = kind("tasks", recipe.task), start_accelerator(recipe), RunLog(run)
     pairs = DecodedPairs(adapted.backbone, task, inputs)
     optimizer = make_optimizer(adapted, recipe.train)
     return train_loop.Trainer(
@@ -149,10 +150,10 @@ def make_trainer(recipe: Recipe, adapted: Adapted, inputs: dict[str, torch.Tenso
         schedule=make_schedule(optimizer, recipe.train, warmup_steps=0, total_steps=NEVER),
         accelerator=accelerator,
         cadence=train_loop.Cadence(total=0, log=10, save=0, evaluate=0),
-        log=RunLog(run),
+        log=log,
         liveness=Liveness(adapted),
         validate=None,
-        num_seen=len(pairs),
+        quarantine=Quarantine(run, recipe.data.max_bad_fraction, {"train": len(pairs)}, log.line),
     )
 
 

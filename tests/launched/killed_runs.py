@@ -3,7 +3,8 @@
 Usage: ``python killed_runs.py PLAN.json``. The plan is a list of groups; the processes of a group (its ranks) run side
 by side, the groups one after the other. Each process calls ``fit`` on a recipe; ``kill_at`` names the step after which
 rank 0 kills itself with SIGKILL (its partners are killed too, as a launcher would), ``kill_in_save`` the number of
-file syncs inside the checkpoint of that step after which it dies.
+file syncs inside the checkpoint of that step after which it dies. ``signal_at`` names the step after which rank
+``signalled`` (0 where it says nothing) sends the signal ``number`` to itself and its workers, as a terminal would.
 """
 
 import json
@@ -57,6 +58,20 @@ def plant_kill(kill_at: int, kill_in_save: int | None) -> None:
     train_loop._update = killing_update
 
 
+def plant_signal(step: int, number: int) -> None:
+    """Ask this process and its children to stop, after the optimizer update of ``step``."""
+    update = train_loop._update
+    os.setpgid(0, 0)  # the group of this process: nobody but its own workers hears
+
+    def asking_update(trainer: Any, *arguments: Any) -> float:
+        norm = update(trainer, *arguments)
+        if trainer.state.step == step:
+            os.killpg(0, number)
+        return norm
+
+    train_loop._update = asking_update
+
+
 def run_rank(spec: dict[str, Any], rank: int) -> None:
     """One process of a run."""
     ranks = spec.get("ranks", 1)
@@ -68,13 +83,15 @@ def run_rank(spec: dict[str, Any], rank: int) -> None:
     torch.set_num_threads(1)
     if "kill_at" in spec and rank == 0:
         plant_kill(spec["kill_at"], spec.get("kill_in_save"))
+    if "signal_at" in spec and rank == spec.get("signalled", 0):
+        plant_signal(spec["signal_at"], spec["number"])
     if "poison_at" in spec:
         plant_poison(spec["poison_at"])
     try:
         fit(load_recipe(spec["recipe"], spec.get("overrides", []), world_size=ranks), **spec.get("fit", {}))
     except ValueError as error:
         Path(spec["error"]).write_text(str(error))
-        os._exit(2)
+        os._exit(getattr(error, "exit_code", 2))
 
 
 def plant_poison(step: int) -> None:

@@ -1,0 +1,102 @@
+"""From a recipe to everything the loop calls: data, then backbone, then adapter: what fails cheaply is first."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from mmtune.batch_building import Layout
+    from mmtune.ground.run_log import RunLog
+    from mmtune.recipe_schema import Recipe
+    from mmtune.train_loop import Cadence, Trainer
+
+
+def build_trainer(
+    recipe: "Recipe", accelerator: "Accelerator", log: "RunLog", checkpoint: Path | None = None
+) -> "Trainer":
+    """Open, load and check everything that a run needs; nothing is trained yet.
+
+    Args:
+        recipe: a checked recipe.
+        accelerator: from ``start_accelerator``.
+        log: of the run folder.
+        checkpoint: where the run will go on from, if it does: the backbone is then loaded at the noted commit.
+
+    Raises:
+        MmtuneError: whatever the user can mend.
+    """
+    from mmtune.adapter_liveness import Liveness
+    from mmtune.bad_samples import Quarantine
+    from mmtune.batch_building import EncodedPairs
+    from mmtune.epoch_items import epoch_items
+    from mmtune.ground.kind_folder import kind
+    from mmtune.ground.process_group import world_size
+    from mmtune.optimizer_setup import make_optimizer
+    from mmtune.run_setup import make_cadence, make_layout
+    from mmtune.train_data import hash_samples, make_context, make_validation, open_training_data
+    from mmtune.train_loop import Trainer
+
+    data = open_training_data(recipe, log)
+    task = kind("tasks", recipe.task)
+    layout = make_layout(recipe, len(epoch_items(task, data.train.samples, recipe.data, recipe.seed)), world_size())
+    cadence = make_cadence(recipe, layout)
+    adapted = _adapt(recipe, accelerator, log, checkpoint)
+    backbone = adapted.backbone
+    context = make_context(recipe, adapted, task, accelerator)
+    limit = backbone.processor.tokenizer.model_max_length
+    pairs = EncodedPairs(data.train.samples, task, backbone.family, backbone.processor, recipe.data, recipe.seed, limit)
+    optimizer = make_optimizer(adapted, recipe.train)
+    num_seen = {split: opened.num_seen for split, opened in data.splits.items()}
+    trainer = Trainer(
+        recipe=recipe,
+        run=log.folder,
+        adapted=adapted,
+        context=context,
+        pairs=pairs,
+        layout=layout,
+        optimizer=optimizer,
+        schedule=_schedule(recipe, optimizer, layout, cadence),
+        accelerator=accelerator,
+        cadence=cadence,
+        log=log,
+        liveness=Liveness(adapted),
+        validate=make_validation(recipe, adapted, data.splits.get("validation"), context),
+        quarantine=Quarantine(log.folder, recipe.data.max_bad_fraction, num_seen, log.line),
+        average=_average(recipe, context),
+        notes=data.train.notes,
+    )
+    trainer.state.bad.extend(data.bad)
+    trainer.state.weight_hash, trainer.state.data_hash = backbone.weight_hash, hash_samples(data.train.samples)
+    return trainer
+
+
+def _adapt(recipe: "Recipe", accelerator: "Accelerator", log: "RunLog", checkpoint: Path | None) -> Any:
+    from mmtune.activation_checkpointing import checkpoint_activations
+    from mmtune.adapter_start import start_adapter
+    from mmtune.adapters import attach
+    from mmtune.backbones import load
+    from mmtune.run_folder import same_revision
+
+    section = same_revision(recipe.backbone, log.folder) if checkpoint else recipe.backbone
+    adapted = attach(load(section, device=accelerator.device), recipe.adapter, seed=recipe.seed)
+    for line in start_adapter(adapted, recipe) if checkpoint is None else ():
+        log.line(line)
+    if recipe.train.activation_checkpointing:
+        checkpoint_activations(adapted.backbone, set(adapted.part_of.values()))
+    return adapted
+
+
+def _schedule(recipe: "Recipe", optimizer: Any, layout: "Layout", cadence: "Cadence") -> Any:
+    from mmtune.optimizer_setup import make_schedule
+    from mmtune.run_setup import in_steps
+
+    warmup = in_steps(recipe.train.warmup, layout, cadence.total)
+    return make_schedule(optimizer, recipe.train, warmup_steps=warmup, total_steps=cadence.total)
+
+
+def _average(recipe: "Recipe", context: Any) -> Any:
+    from mmtune.weight_average import WeightAverage
+
+    section = recipe.train.ema
+    return WeightAverage(context.trainable, decay=section.decay, warmup=section.warmup) if section else None
