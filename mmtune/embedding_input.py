@@ -11,7 +11,7 @@ from typing import Literal
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_reading import ImageFile
-from mmtune.ground.records import MEDIA_WORDS, BadItem, MediaReference, printable
+from mmtune.ground.records import MEDIA_WORDS, BadItem, MediaReference, a_type, printable
 from mmtune.ground.sound_reading import SOUND_SUFFIXES, SoundFile, require_packages
 from mmtune.sources._pairs import NUM_THREADS
 from mmtune.sources._table import SUFFIXES, as_text, format_of, is_missing, nearest, read_table
@@ -31,6 +31,10 @@ FILES: dict[InputKind, tuple[type[ImageFile] | type[SoundFile], frozenset[str]]]
     "audio": (SoundFile, SOUND_SUFFIXES),
 }
 """What a path stands for, and the endings of its kind."""
+
+
+ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".parquet", ".arrow")
+"""Endings of files that hold many images or sounds."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class _Listed:
 
 
 def list_input(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     kind: InputKind | None = None,
     *,
     column: str | None = None,
@@ -71,7 +75,8 @@ def list_input(
 
     Args:
         source: a folder (every image, or sound, below it), a file, a glob of them (``**`` for all depths), a table
-            (JSON lines, CSV, TSV), or a ``.txt`` (a text or a path per line).
+            (JSON lines, CSV, TSV), or a ``.txt`` (a text or a path per line); of several, each a file of one image or
+            sound, as a shell makes them of a glob.
         kind: ``image``, ``audio`` or ``text``; None: what ``source`` holds, texts for a ``.txt``.
         column: the table's column; None: ``image`` or ``file_name``, ``audio``, ``text`` or ``caption``.
         images: folder that a table's or list's paths start from; None: the folder it lies in.
@@ -80,6 +85,10 @@ def list_input(
     Raises:
         DataError: there is nothing, or it is not clear what is meant.
     """
+    if not isinstance(source, str | Path):
+        if len(source) != 1:
+            return _of_several([Path(each) for each in source], kind or modality, column)
+        source = source[0]
     path = Path(source)
     suffix = path.suffix.lower()
     bad: list[BadItem] = []
@@ -105,6 +114,31 @@ def list_input(
     return made
 
 
+def _of_several(paths: list[Path], kind: InputKind, column: str | None) -> EmbeddingInput:
+    """Files of images or sounds, each once, in the order given."""
+    alone = "give a folder, a glob in quotes, a table or a .txt alone"
+    if not paths:
+        raise DataError("no input: give a folder, a glob, a table (JSON lines, CSV, TSV) or a .txt")
+    for path in paths:
+        if kind == "text" or column is not None or path.is_dir() or path.suffix.lower() in (*SUFFIXES, ".txt"):
+            raise DataError(f"{len(paths)} inputs, among them {path}: several are files of images or sounds; {alone}")
+    _refuse_archives(paths)
+    bad: list[BadItem] = []
+    listed = [one for path in dict.fromkeys(paths) for one in _of_files(path, kind)]
+    made = _references(listed, Path(""), bad, kind)
+    if not made.items:
+        raise DataError(f"nothing to embed, {len(bad)} bad; first: {bad[0].where}: {bad[0].reason}")
+    return made
+
+
+def _refuse_archives(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.suffix.lower() in ARCHIVES and path.is_file():
+            raise DataError(
+                f"{path}: tars, archives and parquet files are not taken here: unpack it, and give the folder"
+            )
+
+
 def _of_files(path: Path, kind: InputKind) -> list[_Listed]:
     """The files of a folder or a glob; their ids are paths within the folder, or as the glob gives them."""
     if path.is_dir():
@@ -112,6 +146,7 @@ def _of_files(path: Path, kind: InputKind) -> list[_Listed]:
         return [_Listed(str(file), file.relative_to(path).as_posix(), str(file)) for file in found]
     names = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
     files = [name for name in names if os.path.isfile(name)]
+    _refuse_archives([Path(name) for name in files])
     if not files and not glob.has_magic(str(path)):
         siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise DataError(f"no such file or folder: {path}{nearest(path.name, siblings)}")
@@ -142,7 +177,7 @@ def _of_table(
         if is_missing(value):
             bad.append(BadItem(row.where, f"empty cell: column '{column}'"))
         elif not isinstance(value, str):
-            bad.append(BadItem(row.where, f"not text: column '{column}' holds a {type(value).__name__}"))
+            bad.append(BadItem(row.where, f"not text: column '{column}' holds {a_type(value)}"))
         else:
             fallback = value.strip() if kind != "text" else f"{path.name}:{row.where.rsplit(':', 1)[1]}"
             listed.append(_Listed(row.where, as_text(row.values.get("id")).strip() or fallback, value.strip()))

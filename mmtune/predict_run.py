@@ -1,7 +1,7 @@
 """The story of ``predict``: images, sounds or texts in, one ``.npy`` of embeddings with ids out."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ class Prediction:
 
 def predict(
     model: str | Path,
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     output: str | Path,
     kind: InputKind | None = None,
@@ -58,7 +58,8 @@ def predict(
 
     Args:
         model: run, checkpoint, peft adapter, model folder, hub id or ``builtin:NAME``.
-        source: a folder of images or sounds, a glob, a table (JSON lines, CSV, TSV) or a ``.txt``.
+        source: a folder of images or sounds, a glob, a table (JSON lines, CSV, TSV) or a ``.txt``; or several
+            files of images or sounds.
         output: the ``.npy``; ``.ids.json`` and ``.manifest.json`` go beside it.
         kind: ``image``, ``audio`` or ``text``; None: what the source holds.
         column: the table's column, where it is not called ``image``, ``file_name``, ``audio``, ``text``, ``caption``.
@@ -82,7 +83,7 @@ def predict(
     given = list_input(source, kind, column=column, images=images, modality=traits.modality)
     if given.kind not in (traits.modality, "text"):
         able = f"{MEDIA_WORDS[traits.modality]} and texts"
-        raise DataError(f"{source}: holds {MEDIA_WORDS[given.kind]}, and family {traits.name} embeds {able}")
+        raise DataError(f"{_named(source)}: holds {MEDIA_WORDS[given.kind]}, and family {traits.name} embeds {able}")
     backbone = load_model(model, device=device or best_device())
     store = EmbeddingStore(paths, _identity(backbone, target, given), len(given.items))
     if store.note:
@@ -91,13 +92,21 @@ def predict(
         print(printable(f"{paths.embeddings} is finished: nothing to do"), flush=True)
     else:
         _fill(store, backbone, given, batch, workers)
-        store.finish(given.ids, {"model": str(model), "source": str(source), "bad": [asdict(one) for one in given.bad]})
+        store.finish(
+            given.ids, {"model": str(model), "source": _named(source), "bad": [asdict(one) for one in given.bad]}
+        )
     bad = (*given.bad, *store.failed.values())
     _report(bad)
     num_rows = store.num_items - len(store.failed)
     said = f"{paths.embeddings}: {num_rows} {given.kind} embeddings, {len(bad)} left out; ids in {paths.ids}"
     print(printable(said), flush=True)
     return Prediction(paths.embeddings, paths.ids, paths.manifest, num_rows, bad)
+
+
+def _named(source: str | Path | Sequence[str | Path]) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    return f"{source[0]} and {len(source) - 1} more" if len(source) > 1 else str(source[0])
 
 
 def _identity(backbone: "Backbone", target: "Target", given: EmbeddingInput) -> dict[str, str]:

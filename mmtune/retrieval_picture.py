@@ -1,4 +1,4 @@
-"""``retrievals.png``: a few texts of a split and the images (or sounds, as curves) that each model finds for them."""
+"""``retrievals.png``: a few texts of a split and the images (or sounds, as spectrograms) that each model finds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from mmtune.ground.records import MEDIA_WORDS
 from mmtune.ground.seeding import generator_for
 from mmtune.ground.sound_reading import Sound
 from mmtune.metrics._ranking import ranks_of_embeddings
-from mmtune.run_report import FAINT, SOFT, STYLE, TUNED, save_picture
+from mmtune.run_report import FAINT, SOFT, STYLE, save_picture
 from mmtune.scored_split import SplitEmbeddings
 
 if TYPE_CHECKING:
@@ -21,8 +21,12 @@ TEXT, HEAD, GAP, PAD = 2.6, 0.75, 0.3, 0.05
 """Width of the text column, height of the head, space between models and around an image, in image widths."""
 INCHES = 0.95
 """One image's width."""
-NUM_PIECES = 80
-"""Pieces of a sound whose loudness is drawn."""
+MOMENTS, BANDS, WINDOW = 72, 56, 0.04
+"""Columns and rows of a spectrogram, and the seconds that each column hears."""
+LOWEST, HIGHEST, RANGE = 60.0, 12_000.0, 55.0
+"""Bands from and to, in hertz, equally spaced on a logarithmic scale; decibels below the loudest that are drawn."""
+NAME = 13
+"""Letters of a sound's name that have room below it."""
 
 
 def draw_retrievals(
@@ -103,7 +107,7 @@ def _draw_image(axes: "Axes", left: float, top: float, embedded: SplitEmbeddings
     shown: Any = embedded.images[image].read()
     room = 1 - 2 * PAD
     if isinstance(shown, Sound):
-        _draw_sound(axes, left + PAD, top + PAD, room, shown)
+        _draw_sound(axes, left + PAD, top + PAD, room, shown, embedded.image_ids[image])
     else:
         shown.thumbnail((160, 160))
         wide, high = (room * side / max(shown.size) for side in shown.size)
@@ -114,11 +118,36 @@ def _draw_image(axes: "Axes", left: float, top: float, embedded: SplitEmbeddings
     axes.add_patch(Rectangle((left + PAD, top + PAD), room, room, fill=False, edgecolor=colour, linewidth=thickness))
 
 
-def _draw_sound(axes: "Axes", left: float, top: float, room: float, sound: Sound) -> None:
-    """A sound's outline, loudest part as high as the square, and its length in seconds."""
-    pieces = np.array_split(np.abs(sound.waveform), min(NUM_PIECES, len(sound.waveform)))
-    loudness = np.array([piece.max() for piece in pieces]) / max(float(np.abs(sound.waveform).max()), 1e-9)
-    x = left + room * (np.arange(len(pieces)) + 0.5) / len(pieces)
-    middle, reach = top + 0.45 * room, 0.36 * room * loudness
-    axes.fill_between(x, middle - reach, middle + reach, color=TUNED, linewidth=0, step="mid")
-    axes.text(left + room - 0.04, top + room - 0.04, f"{sound.seconds:.1f} s", ha="right", fontsize=7.5, color=FAINT)
+def _draw_sound(axes: "Axes", left: float, top: float, room: float, sound: Sound, name: str) -> None:
+    """What is heard when, high above low, and below it the sound's name and its length."""
+    high = 0.78 * room
+    extent = (left, left + room, top + high, top)
+    shown = spectrogram(sound)[::-1]
+    axes.imshow(shown, extent=extent, cmap="magma", vmin=-RANGE, vmax=0, interpolation="bilinear", aspect="auto")
+    seconds = f"{sound.seconds:.1f} s"
+    shade = {"boxstyle": "square,pad=0.15", "facecolor": "black", "alpha": 0.6, "linewidth": 0}
+    axes.text(left + room - 0.05, top + 0.05, seconds, ha="right", va="top", fontsize=6.5, color="white", bbox=shade)
+    below: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5}
+    axes.text(left + room / 2, top + (high + room) / 2, _elided(name), **below, color=FAINT, parse_math=False)
+
+
+def spectrogram(sound: Sound) -> np.ndarray:
+    """Loudness float32[BANDS, MOMENTS] in decibels below the sound's loudest, low bands first, silence ``-RANGE``."""
+    size = max(16, round(WINDOW * sound.rate))
+    starts = np.linspace(0, max(0, len(sound.waveform) - size), MOMENTS).round().astype(int)
+    padded = np.pad(sound.waveform, (0, max(0, size - len(sound.waveform))))
+    pieces = padded[starts[:, None] + np.arange(size)] * np.hanning(size)
+    num_bins = 4 * size  # padded with silence, so that low bands differ
+    power = np.abs(np.fft.rfft(pieces, num_bins)) ** 2
+    edges = np.geomspace(LOWEST, min(HIGHEST, sound.rate / 2), BANDS + 1) * num_bins / sound.rate
+    first = np.minimum(edges[:-1].astype(int), power.shape[1] - 1)
+    last = np.minimum(np.maximum(edges[1:].astype(int), first + 1), power.shape[1])
+    bands = np.array([power[:, low:high].max(axis=1) for low, high in zip(first, last, strict=True)])
+    loudest = max(float(bands.max()), 1e-12)
+    return np.maximum(10 * np.log10(np.maximum(bands / loudest, 1e-12)), -RANGE).astype(np.float32)
+
+
+def _elided(name: str) -> str:
+    """The last part of a name, with its middle left out where it is long."""
+    last = name.rstrip("/").rpartition("/")[2] or name
+    return last if len(last) <= NAME else f"{last[: NAME // 2]}…{last[-(NAME - NAME // 2 - 1) :]}"

@@ -121,7 +121,7 @@ def test_local_folders(make: Any, tmp_path: Path) -> None:
     found = opened(folder, caption="a {label} of {text}")
     assert [one.captions for one in found.samples] == [("a dog of t1",), ("a cat of t2",), ("a dog of t3",)]
     assert [one.captions for one in opened(folder, caption="texts").samples][0] == ("a1", "b1")
-    assert found.notes == (f"data: {folder}",)
+    assert found.notes == (str(folder),)
     both = opened(folder, "test", splits={"train": "train", "test": ["dev", "test"]})
     assert numbers(both) == [4, 5, 6]
     hashed = [numbers(opened(folder, name, split={"test": "40%"})) for name in ("train", "test")]
@@ -140,7 +140,7 @@ def test_a_single_saved_split_and_arrow_files(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_something_else(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data.id: no such folder: .*none"):
+    with pytest.raises(DataError, match="data.id: there is no folder .*none"):
         opened(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no data set"):
@@ -153,6 +153,19 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
         opened(tmp_path / "tables", revision="main")
     with pytest.raises(DataError, match="was saved to disk and has no configurations"):
         opened(save(tmp_path / "saved"), name="large")
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_connection: list[Any]
+) -> None:
+    save(tmp_path / "d" / "hubset")
+    for n in range(9):
+        (tmp_path / "d" / f"another{n}").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said = r"data.id: there is no folder d/hubsett; did you mean d/hubset\?; d has hubset, another0"
+    with pytest.raises(DataError, match=said):
+        opened("d/hubsett")
+    assert opened("d/hubset").samples and not no_connection
 
 
 def test_splits_and_columns_that_are_not_there(tmp_path: Path) -> None:
@@ -206,7 +219,7 @@ def test_offline_uses_what_datasets_prepared(cache: Path) -> None:
     prepare(cache, COMMIT, ROWS)
     found = opened("owner/Some_Name")
     assert numbers(found) == [1, 2, 3] and found.notes == (
-        f"data: owner/Some_Name at commit {COMMIT} (the one in the cache: HF_HUB_OFFLINE is set)",
+        f"owner/Some_Name at commit {COMMIT} (the one in the cache: HF_HUB_OFFLINE is set)",
     )
     os.utime(prepare(cache, OTHER, {**ROWS, "train": (9,)}), (9e9, 9e9))
     assert numbers(opened("owner/Some_Name")) == [9], "the newest, where nothing says which"

@@ -35,7 +35,7 @@ def last_line(folder: Path, address: str, name: str = NAME, **more: str) -> str:
 
 @pytest.mark.timeout(240)
 def test_fetched_once_and_then_from_the_cache(tmp_path: Path) -> None:
-    good = f"t1 t2 t3 RGB data: {NAME} at commit {COMMIT}"
+    good = f"t1 t2 t3 RGB {NAME} at commit {COMMIT}"
     with data_hub(content()) as (address, asked):
         assert last_line(tmp_path / "home", address) == good
         assert sum("train-00000" in line for line in asked) == 2, "a HEAD and a GET"

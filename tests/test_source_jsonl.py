@@ -157,6 +157,15 @@ def test_split_column(folder: Path) -> None:
         opened(folder, "test", splits={"train": "train"})
 
 
+def test_a_bad_row_counts_for_the_split_that_it_names(folder: Path) -> None:
+    rows = [{"image": f"{n}.png", "caption": "x", "split": "val" if n > 1 else "train"} for n in range(4)]
+    rows[3]["caption"] = None
+    write_lines(folder, *rows)
+    splits = {"train": "train", "validation": "val"}
+    assert opened(folder, splits=splits).bad == ()
+    assert [item.split for item in opened(folder, "validation", splits=splits).bad] == ["validation"]
+
+
 def test_an_image_in_two_splits_stays_in_the_one_held_out(folder: Path) -> None:
     rows = [("0.png", "train"), ("0.png", "test"), ("1.png", "val"), ("1.png", "train"), ("2.png", "train")]
     write_lines(folder, *({"image": image, "caption": f"c {split}", "split": split} for image, split in rows))
@@ -213,7 +222,7 @@ def test_too_much_that_is_bad_stops_the_run(folder: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_split(section(folder), "train", seed=0)
     message = str(caught.value)
-    assert "2 of 11 lines and images are bad, 18.2%; max_bad_fraction allows 1.0%" in message
+    assert "2 of 11 lines and images are bad, 18.2%; data.max_bad_fraction allows 1.0%" in message
     assert "1 x not JSON" in message and "1 x no such file" in message and "pairs.jsonl:11: not JSON" in message
     allowed = open_split(section(folder, max_bad_fraction=0.2), "train", seed=0)
     assert len(allowed.samples) == 9 and len(allowed.bad) == 2

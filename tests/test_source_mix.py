@@ -122,6 +122,24 @@ def test_each_source_has_its_own_limit_and_changes(sources: dict[str, Any]) -> N
     assert (pairs.augmentations["big"].flip, pairs.augmentations["small"].flip) == (False, True)
 
 
+def test_a_limit_of_the_mix_is_that_of_sources_that_set_none(tmp_path: Path, sources: dict[str, Any]) -> None:
+    with open(sources["small"]["path"], "a") as file:
+        file.write("\nno JSON")
+    with pytest.raises(DataError, match=r"20.0%; data\.sources\.small\.max_bad_fraction allows 1\.0%"):
+        open_split(mix(sources), "train", seed=0)
+    assert len(open_split(mix(sources, max_bad_fraction=0.3), "train", seed=0).samples) == 16
+    own = {**sources, "small": {**sources["small"], "max_bad_fraction": 0.05}}
+    with pytest.raises(DataError, match=r"data\.sources\.small\.max_bad_fraction allows 5\.0%"):
+        open_split(mix(own, max_bad_fraction=0.3), "train", seed=0)
+    (tmp_path / "x.yaml").write_text(
+        json.dumps({"data": {"kind": "mix", "sources": sources, "max_bad_fraction": "50%"}})
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "x.yaml")
+    lines = [line for line in str(caught.value).splitlines() if "max_bad_fraction" in line]
+    assert len(lines) == 1 and lines[0].endswith("write a number: 0.5 instead of 50%")
+
+
 def test_what_a_mix_cannot_be(tmp_path: Path, sources: dict[str, Any]) -> None:
     for settings, message in (
         ({"weights": {"big": 1}}, "weights lacks small"),

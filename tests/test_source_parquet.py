@@ -76,8 +76,33 @@ def test_several_files_by_braces_and_one_pattern_per_split(tmp_path: Path) -> No
     assert numbers(train) == [1, 2] and "another split" in train.bad[0].reason
     with pytest.raises(DataError, match=r"data.path: no such file: .*03.parquet, .*04.parquet"):
         opened(f"{tmp_path}/part-{{00..04}}.parquet")
-    with pytest.raises(DataError, match="no such file: .*holds held.parquet, part-00"):
+    with pytest.raises(DataError, match="no such file: .*holds .*held.parquet"):
         opened(tmp_path / "none*.parquet")
+
+
+def test_a_folder_stands_for_its_files(tmp_path: Path) -> None:
+    for n in (2, 0, 1):
+        write(tmp_path / "pq" / f"part-{n}.parquet", {"image": cell(n), "caption": "x"})
+    write(tmp_path / "pq" / "below" / "part-3.parquet", {"image": cell(3), "caption": "x"})
+    (tmp_path / "pq" / "README.md").write_text("no table")
+    assert numbers(opened(tmp_path / "pq")) == [0, 1, 2]
+    assert numbers(opened({"train": f"{tmp_path}/pq", "test": f"{tmp_path}/pq/below"}, "test")) == [3]
+    (tmp_path / "none" / "pq").mkdir(parents=True)
+    write(tmp_path / "none" / "pq" / "a.parquet", {"image": cell(3), "caption": "x"})
+    with pytest.raises(
+        DataError, match=r"data.path: .*none is a folder without \*.parquet; it holds pq; write '.*none/"
+    ):
+        opened(tmp_path / "none")
+
+
+def test_the_nearest_neighbours_are_listed(tmp_path: Path) -> None:
+    for n in range(20):
+        write(tmp_path / f"a{n:02d}.parquet", {"image": cell(n), "caption": "x"})
+    write(tmp_path / "products.parquet", {"image": cell(1), "caption": "x", **{f"c{n}": "" for n in range(20)}})
+    with pytest.raises(DataError, match="no such file: .*; .* holds products.parquet, a"):
+        opened(tmp_path / "prodcuts.parquet")
+    with pytest.raises(DataError, match="there are: 'caption', "):
+        opened(tmp_path / "products.parquet", caption="captn")
 
 
 def test_splits_by_column_and_by_hash_of_a_group(tmp_path: Path) -> None:
@@ -103,7 +128,7 @@ def test_captions_and_ids_from_columns(tmp_path: Path) -> None:
     tags = opened(path, caption="tags")
     assert [one.captions for one in tags.samples] == [("a",)]
     assert [item.reason for item in tags.bad] == [
-        "empty caption: column 'tags'",
+        "empty caption: column 'tags', item 2 of its list; the row stays with its other captions",
         "empty caption: column 'tags' is an empty list",
     ]
 
@@ -121,6 +146,25 @@ def test_bad_cells_are_quarantined_one_by_one(tmp_path: Path) -> None:
     assert reasons["row 4"] == reasons["row 7"] == "no image: column 'image' is empty"
     assert reasons["row 5"].startswith("too many pixels")
     assert reasons[str(tmp_path / "gone.png")] == "no such file"
+
+
+def test_a_bad_cell_counts_for_the_split_that_its_row_names(tmp_path: Path) -> None:
+    names = ["train"] * 3 + ["val"] * 2 + ["elsewhere"]
+    rows = [{"image": cell(n), "caption": "x", "split": name} for n, name in enumerate(names)]
+    rows[4]["image"] = rows[5]["image"] = {"bytes": b"<html>", "path": None}
+    path, splits = write(tmp_path / "a.parquet", *rows), {"train": "train", "validation": "val"}
+    assert opened(path, splits=splits).bad == ()
+    held = opened(path, "validation", splits=splits)
+    assert [item.where for item in held.bad] == [f"{path}: row 5"] and held.num_seen == 2
+
+
+def test_a_wrong_column_is_said_once_for_all_files(tmp_path: Path) -> None:
+    for n in range(30):
+        write(tmp_path / f"{n:02d}.parquet", {"image": cell(n), "text": "x"})
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path / "*.parquet")
+    first = f"data.caption: 30 files (the first: {tmp_path}/00.parquet) have no column 'caption'"
+    assert str(caught.value) == f"{first}; there are: 'image', 'text'"
 
 
 def test_paths_in_cells(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_bad_json_lines_carry_their_line(folder: Path) -> None:
         "2": "not JSON: ",
         "4": "not a JSON object: a list",
         "5": "no image: column 'image' is empty",
-        "6": "caption is not text: column 'caption' holds a int",
+        "6": "caption is not text: column 'caption' holds an int",
         "7": "empty caption: column 'caption'",
         "8": "empty caption: ",
         "9": "empty caption: ",
@@ -194,7 +194,12 @@ def test_a_list_of_captions(folder: Path) -> None:
     )
     result = opened(folder)
     assert captions(result) == {"0.png": ("a dog", "a brown dog"), "1.png": ("a cat",)}
-    assert [line for line, _ in reasons(result)] == ["2", "2", "3"]
+    rest = "; the row stays with its other captions"
+    assert reasons(result) == [
+        ("2", f"empty caption: column 'caption', item 2 of its list{rest}"),
+        ("2", f"caption is not text: column 'caption', item 3 of its list holds an int{rest}"),
+        ("3", "empty caption: column 'caption' is an empty list"),
+    ]
 
 
 def test_rows_of_one_image_are_one_sample(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
@@ -93,8 +94,21 @@ def test_tiny_data_of_every_kind(name: str, tmp_path: Path) -> None:
     assert (8 <= len(samples) <= 60) if name == "glyphs" else len(samples) == (24 + 18 if name == "mix" else 24)
     for sample in samples:
         shown: Any = sample.media.read()
-        assert shown.seconds == 0.5 if "sounds" in name else all(32 <= side <= 64 for side in shown.size)
+        assert shown.seconds in (0.3, 0.8) if "sounds" in name else all(32 <= side <= 64 for side in shown.size)
         assert len(sample.captions) == (1 if name in ONE_CAPTION and sample.source != "shop" else 2)
+
+
+def test_captions_of_made_up_sounds_tell_of_the_sound(tmp_path: Path) -> None:
+    tiny = write_tiny(section_of(SECTIONS["jsonl sounds"]), tmp_path / "new")
+    samples = [sample for split in split_names(tiny) for sample in open_split(tiny, split, seed=0).samples]
+    assert len({caption for sample in samples for caption in sample.captions}) == 48
+    for sample in samples:
+        heard: Any = sample.media.read()
+        peak, text = float(abs(heard.waveform).max()), " ".join(sample.captions)
+        assert "spot" not in text and ("short" in text) == (heard.seconds < 0.5) == ("long" not in text)
+        assert ("quiet" in text) == (peak < 0.1) and ("loud" in text) == (peak > 0.5)
+        spectrum = abs(np.fft.rfft(heard.waveform))
+        assert abs(spectrum.argmax() / heard.seconds - float(text.split(" hertz")[0].split()[-1])) < 4, "hertz"
 
 
 def test_it_is_the_same_each_time(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_captions_from_json(tmp_path: Path) -> None:
     ]
     texts = opened(path, caption="texts")
     assert [one.captions for one in texts.samples] == [("a", "b")]
-    assert "caption is not text: column 'texts' holds a int" in [item.reason for item in texts.bad]
+    assert any(item.reason.startswith("caption is not text: column 'texts', item 3 of") for item in texts.bad)
     with pytest.raises(DataError, match="data.caption: .* has no column 'titel'; did you mean 'title'"):
         opened(path, caption="titel")
 
@@ -106,6 +106,16 @@ def test_splits_by_pattern_and_by_hash(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == len(set.union(*parts)) == 24 and all(parts)
     with pytest.raises(DataError, match="no such file: .*012.tar"):
         opened(f"{tmp_path}/{{000..012}}.tar")
+
+
+def test_a_folder_stands_for_its_shards(tmp_path: Path) -> None:
+    for n in (1, 0):
+        write(tmp_path / "shards" / f"{n}.tar", pair(f"k{n}", n))
+    (tmp_path / "shards" / "0.json").write_text("{}")
+    assert list(shown(opened(tmp_path / "shards"))) == ["k0", "k1"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty is a folder without \*.tar; it holds nothing"):
+        opened(tmp_path / "empty")
 
 
 def test_keys_that_several_shards_have(tmp_path: Path) -> None:
@@ -175,6 +185,21 @@ def test_what_comes_before_the_damage_is_used(tmp_path: Path, cut: float) -> Non
     assert any(str(path) in item.where for item in found.bad)
 
 
+@pytest.mark.parametrize("cut", [6, 6.5, 7, 7.01])
+def test_a_sample_that_the_end_has_cut_says_so(tmp_path: Path, cut: float) -> None:
+    """The text of the second of three is cut: before its header, within it, before its text, within it."""
+    path = write(tmp_path / "s.tar", {**pair("1", 1), **pair("2", 2), **pair("3", 3)})
+    path.write_bytes(path.read_bytes()[: int(cut * 512)])
+    found = opened(path)
+    assert list(shown(found)) == ["1"]
+    by_place = {item.where: item.reason for item in found.bad}
+    assert by_place.pop(f"{path}: 2") == "cut off: the shard ends before the whole of this sample: no txt"
+    assert all(reason.endswith("how many samples, nobody can tell") for reason in by_place.values())
+    assert set(by_place) == (set() if cut == 6 else {str(path)}), "a tar may end without a mark"
+    whole = write(tmp_path / "t.tar", {**pair("1", 1), "2.png": image_bytes(2)})
+    assert opened(whole).bad[0].reason == "empty caption: column 'txt'", "which is another thing"
+
+
 def test_garbage_within_a_shard(tmp_path: Path) -> None:
     path = write(tmp_path / "s.tar", {**pair("1", 1), **pair("2", 2)})
     content = bytearray(path.read_bytes())
@@ -183,7 +208,8 @@ def test_garbage_within_a_shard(tmp_path: Path) -> None:
     found = opened(path)
     assert list(shown(found)) == ["1"]
     assert [item.reason for item in found.bad] == [
-        "damaged shard: no header at byte 2048; what comes before it is used"
+        "damaged shard: no header at byte 2048; what comes before it is used, "
+        "what follows in it is lost: how many samples, nobody can tell"
     ]
 
 

@@ -74,19 +74,25 @@ class OpenedSplit:
     notes: tuple[str, ...] = ()
 
 
-def open_split(section: Any, split: str, *, seed: int) -> OpenedSplit:
+def open_split(section: Any, split: str, *, seed: int, key: str = "data") -> OpenedSplit:
     """Open one split of the source that ``section.kind`` names.
+
+    Args:
+        section: the source.
+        split: its name.
+        seed: of the recipe.
+        key: where in a recipe the source stands, for the message.
 
     Raises:
         DataError: the file, folder, column or split is not there, or too much of it is bad.
     """
     opened: OpenedSplit = kind("sources", section).open_split(section, split, seed=seed)
-    enforce_bad_limit(opened, section.max_bad_fraction, MEDIA_WORDS[section.modality])
+    enforce_bad_limit(opened, section.max_bad_fraction, MEDIA_WORDS[section.modality], key)
     return opened
 
 
-def enforce_bad_limit(opened: OpenedSplit, max_bad_fraction: float, words: str = "images") -> None:
-    """Stop where too much is bad.
+def enforce_bad_limit(opened: OpenedSplit, max_bad_fraction: float, words: str = "images", key: str = "data") -> None:
+    """Stop where too much is bad; ``key`` is where in a recipe the source stands.
 
     Raises:
         DataError: more than ``max_bad_fraction`` of what was seen is bad; the message counts each kind of reason (its
@@ -99,7 +105,7 @@ def enforce_bad_limit(opened: OpenedSplit, max_bad_fraction: float, words: str =
     shown = "\n".join(f"  {item.where}: {item.reason}" for item in opened.bad[:NUM_SHOWN])
     raise DataError(
         f"{len(opened.bad)} of {opened.num_seen} lines and {words} are bad, {len(opened.bad) / opened.num_seen:.1%}; "
-        f"max_bad_fraction allows {max_bad_fraction:.1%}. Reasons:\n{counts}\nThe first:\n{shown}"
+        f"{key}.max_bad_fraction allows {max_bad_fraction:.1%}. Reasons:\n{counts}\nThe first:\n{shown}"
     )
 
 

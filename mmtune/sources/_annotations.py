@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.ground.errors import DataError
+from mmtune.ground.records import a_type
 from mmtune.sources._table import nearest
 
 
@@ -26,7 +27,7 @@ def read_annotations(path: Path, setting: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as problem:
         raise DataError(f"{setting}: {path} is not JSON in UTF-8: {problem}") from None
     if not isinstance(values, dict):
-        raise DataError(f"{setting}: {path} holds a {type(values).__name__}, not an object with a list 'images'")
+        raise DataError(f"{setting}: {path} holds {a_type(values)}, not an object with a list 'images'")
     return values
 
 

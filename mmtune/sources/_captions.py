@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mmtune.ground.records import printable
+from mmtune.ground.records import a_type, printable
 from mmtune.ground.seeding import text_key
 from mmtune.sources._table import is_missing
 
@@ -81,17 +81,19 @@ def _of_column(value: Any, column: str) -> tuple[list[str], list[str]]:
     if not isinstance(value, list):
         problem = _problem(value, column)
         return ([], [problem]) if problem else ([value.strip()], [])
-    problems = [problem for entry in value if (problem := _problem(entry, column))]
     if not value:
-        problems = [f"empty caption: column '{column}' is an empty list"]
-    return [entry.strip() for entry in value if not _problem(entry, column)], problems
+        return [], [f"empty caption: column '{column}' is an empty list"]
+    problems = [_problem(entry, column, f", item {number} of its list") for number, entry in enumerate(value, start=1)]
+    kept = [entry.strip() for entry, problem in zip(value, problems, strict=True) if problem is None]
+    rest = "; the row stays with its other captions" if kept else ""
+    return kept, [f"{problem}{rest}" for problem in problems if problem is not None]
 
 
-def _problem(value: Any, column: str) -> str | None:
+def _problem(value: Any, column: str, item: str = "") -> str | None:
     if is_missing(value):
-        return f"empty caption: column '{column}'"
+        return f"empty caption: column '{column}'{item}"
     if not isinstance(value, str):
-        return f"caption is not text: column '{column}' holds a {type(value).__name__}"
+        return f"caption is not text: column '{column}'{item} holds {a_type(value)}"
     return _not_utf8(value, column)
 
 
@@ -103,7 +105,7 @@ def _filled(values: dict[str, Any], pieces: tuple[str, ...]) -> tuple[list[str],
         if index % 2 and is_missing(value):
             problems.append(f"empty caption: column '{piece}' of the template")
         elif isinstance(value, (list, dict, bytes)):
-            problems.append(f"caption is not text: column '{piece}' of the template holds a {type(value).__name__}")
+            problems.append(f"caption is not text: column '{piece}' of the template holds {a_type(value)}")
         elif index % 2 and isinstance(value, str) and (problem := _not_utf8(value, piece)):
             problems.append(problem)
         else:

@@ -68,7 +68,7 @@ def column_pairs(plan: ColumnPlan, files: Mapping[str, Sequence[Path]], quaranti
     reader = plan.reader(everything)
     pairs: list[Pair] = []
     for name, paths in files.items():
-        rows = list(_rows(plan, name, paths, quarantine))
+        rows = list(_rows(plan, paths))
         placed = [(row, name) for row in rows]
         if plan.splits is not None:
             placed = rows_by_column(plan.splits, rows, plan.name, quarantine)
@@ -81,30 +81,36 @@ def column_pairs(plan: ColumnPlan, files: Mapping[str, Sequence[Path]], quaranti
 
 def _check_columns(plan: ColumnPlan, paths: Sequence[Path]) -> None:
     """Every file can be read and has the columns; all problems in one message."""
-    problems = []
+    damaged: list[str] = []
+    lacking: dict[tuple[str, str, tuple[str, ...]], list[Path]] = {}
     for path in paths:
         try:
             there = column_names(path)
         except DataError as error:
-            problems.append(str(error))
+            damaged.append(str(error))
             continue
-        problems += [
-            f"{setting}: {path} has no column '{column}'{nearest(column, there)}"
-            for setting, column in plan.wanted()
-            if column not in there
-        ]
+        for setting, column in plan.wanted():
+            if column not in there:
+                lacking.setdefault((setting, column, there), []).append(path)
+    problems = [
+        f"{setting}: {_files(found)} no column '{column}'{nearest(column, there)}"
+        for (setting, column, there), found in lacking.items()
+    ]
+    problems += damaged
     if problems:
         more = f"\nand {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
         raise DataError("\n".join(problems[:MOST_PROBLEMS]) + more)
 
 
-def _rows(plan: ColumnPlan, name: str, paths: Sequence[Path], quarantine: Quarantine) -> Iterator[Row]:
-    """The rows of the files of one split ("" for all); relative paths in them start from the file they stand in."""
+def _files(paths: Sequence[Path]) -> str:
+    """``a.parquet has``, ``12 files have (the first: a.parquet)``."""
+    return f"{paths[0]} has" if len(paths) == 1 else f"{len(paths)} files (the first: {paths[0]}) have"
+
+
+def _rows(plan: ColumnPlan, paths: Sequence[Path]) -> Iterator[Row]:
+    """The rows of files; relative paths in them start from the file they stand in."""
     for path in paths:
-        rows, bad = read_rows(path, plan.image, [column for _, column in plan.wanted()])
-        for where, reason in bad:
-            quarantine.add(where, reason, name)
-        for row in rows:
+        for row in read_rows(path, plan.image, [column for _, column in plan.wanted()]):
             cell = row.values[plan.image]
             if plan.images is None and isinstance(cell, str) and cell.strip() and "://" not in cell:
                 row.values[plan.image] = os.path.join(os.path.abspath(path.parent), cell.strip())

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_reading import check_header, read_image
-from mmtune.ground.records import printable
+from mmtune.ground.records import a_type, printable
 from mmtune.sources._column_files import Stamp, explained, opened_file, stamp_of
-from mmtune.sources._pairs import Located
+from mmtune.sources._pairs import Located, Unusable
 from mmtune.sources._table import Row
 
 if TYPE_CHECKING:
@@ -73,18 +73,13 @@ class CellImage:
         return read_image(_cell(self.path, self.stamp, self.column, self.group, self.row), self.where)
 
 
-@dataclass(frozen=True)
-class _BadImage:
-    reason: str
-
-
 class _End:
     """Stands where one of two columns has ended."""
 
 
 _END = _End()
 
-_Fact = bytes | str | _BadImage | None
+_Fact = bytes | str | Unusable | None
 """What an image cell holds: the hash of its bytes, a path, bytes that are no image, or nothing."""
 
 
@@ -98,18 +93,17 @@ def column_names(path: Path) -> tuple[str, ...]:
         return tuple(opened_file(str(path), stamp_of(path)).schema.names)
 
 
-def read_rows(path: Path, image: str, columns: Iterable[str]) -> tuple[list[Row], list[tuple[str, str]]]:
-    """The rows of a file with the columns asked for, and (where, reason) of the rows whose image is no image.
+def read_rows(path: Path, image: str, columns: Iterable[str]) -> list[Row]:
+    """The rows of a file with the columns asked for.
 
-    The image's cell becomes a `Located` where it holds bytes, else it is the path. Numbers of a class label become
-    the label's name.
+    The image's cell becomes a `Located` where it holds bytes, `Unusable` where it is no image, else it is the path.
+    Numbers of a class label become the label's name.
 
     Raises:
         DataError: the file is damaged; it has other columns.
     """
     stamp = stamp_of(path)
     rows: list[Row] = []
-    bad: list[tuple[str, str]] = []
     facts = _image_facts(str(path), stamp, image)
     leaf = _leaf(opened_file(str(path), stamp).schema, image)
     places = _read(path, stamp, [name for name in dict.fromkeys(columns) if name != image])
@@ -117,16 +111,12 @@ def read_rows(path: Path, image: str, columns: Iterable[str]) -> tuple[list[Row]
         if isinstance(place, _End) or isinstance(fact, _End):
             raise DataError(f"{path} is damaged: its columns are not of one length")
         group, row, values = place
-        where = f"{path}: row {number}"
-        if isinstance(fact, _BadImage):
-            bad.append((where, fact.reason))
-            continue
         cell: object = fact
         if isinstance(fact, bytes):
             media = CellImage(str(path), stamp, leaf, group, row, number, f"{BYTES}{fact.hex()}")
             cell = Located(fact.hex(), media)
-        rows.append(Row(where, {**values, image: cell}))
-    return rows, bad
+        rows.append(Row(f"{path}: row {number}", {**values, image: cell}))
+    return rows
 
 
 @lru_cache(maxsize=4096)
@@ -141,10 +131,10 @@ def _fact(value: object) -> _Fact:
         value = content if content is not None else value.get("path")
     if isinstance(value, bytes):
         problem = check_header(value)
-        return _BadImage(problem) if problem else hashlib.blake2b(value, digest_size=16).digest()
+        return Unusable(problem) if problem else hashlib.blake2b(value, digest_size=16).digest()
     if value is None or isinstance(value, str):
         return value
-    return _BadImage(f"no image: the cell holds a {type(value).__name__}, not bytes or a path")
+    return Unusable(f"no image: the cell holds {a_type(value)}, not bytes or a path")
 
 
 def _read(path: Path, stamp: Stamp, columns: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:

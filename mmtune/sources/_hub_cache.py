@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mmtune.ground.errors import DataError
+from mmtune.ground.file_patterns import missing_folder
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OF = re.compile(r"-(\d{5,})-of-(\d{5,})\.")
@@ -48,8 +49,8 @@ def find_files(id: str, name: str | None, revision: str | None) -> Files:
         if revision is not None:
             raise DataError(f"data.revision: {folder} is a folder, which has no revision {revision!r}; leave it out")
         return Files(_files_of_folder(folder, name), str(folder))
-    if id.startswith((".", "/", "~")) or id.count("/") > 1 or "\\" in id:
-        raise DataError(f"data.id: no such folder: {folder.absolute()}")
+    if wrong := missing_folder(id) or (f"there is no folder {id}" if "\\" in id else None):
+        raise DataError(f"data.id: {wrong}")
     commit, why = _commit_of(id, revision)
     found = _prepared(id, name, commit) or _fetched(id, name, commit)
     return Files(found, f"{id} at commit {commit}" + (f" (the one in the cache: {why})" if why else ""))

@@ -25,6 +25,15 @@ COLOURS = {
 }
 
 
+LENGTHS = {"short": 0.3, "long": 0.8}
+"""Word in a caption -> seconds of the tone."""
+
+PEAKS = {"quiet": 2_000, "loud": 20_000, "medium": 7_000}
+"""Word in a caption -> largest value of the tone, of 32,767."""
+
+HEIGHTS = ("low", "mid", "high")
+
+
 @dataclass(frozen=True)
 class MadeUp:
     """One picture or tone of the made-up data.
@@ -97,10 +106,10 @@ def picture(number: int, attempt: int = 0, form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def tone(number: int, *, seconds: float = 0.5, rate: int = 16_000) -> bytes:
+def tone(number: int, *, seconds: float = 0.5, rate: int = 16_000, peak: int = 12_000) -> bytes:
     """A WAV file with a tone of its own height, 16 bits, mono."""
-    pitch = 220 * 2 ** (number / 12)
-    values = (round(12_000 * math.sin(2 * math.pi * pitch * step / rate)) for step in range(round(seconds * rate)))
+    turn = 2 * math.pi * _hertz(number) / rate
+    values = (round(peak * math.sin(turn * step)) for step in range(round(seconds * rate)))
     file = io.BytesIO()
     with wave.open(file, "wb") as sound:
         sound.setnchannels(1)
@@ -110,18 +119,40 @@ def tone(number: int, *, seconds: float = 0.5, rate: int = 16_000) -> bytes:
     return file.getvalue()
 
 
-def captions(number: int) -> list[str]:
-    """Two captions of a picture (or of a tone, which has no colours to contradict them)."""
+def sound(number: int) -> bytes:
+    """The WAV file of a tone as `captions` tell it: its height, its length and its loudness."""
+    return tone(number, seconds=LENGTHS[_length(number)], peak=PEAKS[_loudness(number)])
+
+
+def captions(number: int, modality: str = "image") -> list[str]:
+    """Two captions of a picture, or of a sound."""
+    if modality == "audio":
+        height = HEIGHTS[number * len(HEIGHTS) // NUM_PICTURES % len(HEIGHTS)]
+        words, pitch = f"{_loudness(number)} {_length(number)}", f"{_hertz(number):.0f} hertz"
+        return [f"a {words} tone, {pitch}", f"{pitch}: {height}, {words.replace(' ', ', ')}"]
     spot, ground = _colours(number)
     return [f"a {spot} spot on {ground}, number {number}", f"number {number}: {ground} with a spot of {spot}"]
 
 
-def cells(rule: CaptionRule, number: int, variant: int) -> dict[str, str]:
+def cells(rule: CaptionRule, number: int, variant: int, modality: str = "image") -> dict[str, str]:
     """The columns that a caption rule reads, filled for one of the `NUM_CAPTIONS` captions."""
+    text = captions(number, modality)[variant]
     if rule.pieces is None:
-        return {rule.text: captions(number)[variant]}
+        return {rule.text: text}
     first, *others = rule.columns
-    return {first: captions(number)[variant], **{column: f"{column} {number}.{variant}" for column in others}}
+    return {first: text, **{column: f"{column} {number}.{variant}" for column in others}}
+
+
+def _hertz(number: int) -> float:
+    return 220 * 2 ** (number / 12)
+
+
+def _length(number: int) -> str:
+    return list(LENGTHS)[number // 4 % len(LENGTHS)]  # each split has every fourth number
+
+
+def _loudness(number: int) -> str:
+    return list(PEAKS)[number % len(PEAKS)]
 
 
 def _colours(number: int) -> tuple[str, str]:

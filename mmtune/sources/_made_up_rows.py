@@ -18,13 +18,14 @@ def made_up_rows(
     id: str | None = None,
     by: str | None = None,
     splits: ColumnSplit | None = None,
+    modality: str = "image",
 ) -> list[tuple[MadeUp, dict[str, Any]]]:
     """Rows without their image. Where one column serves two ends, the split comes before the caption."""
     value_of = {ours: value for value, ours in reversed(list(splits.name_of.items()))} if splits else {}
     rows = []
     for one in pictures:
         for variant in range(NUM_CAPTIONS):
-            row: dict[str, Any] = dict(cells(rule, one.number, variant))
+            row: dict[str, Any] = dict(cells(rule, one.number, variant, modality))
             if id is not None:
                 row[id] = f"tiny-{one.number}"
             if by is not None:

@@ -42,6 +42,13 @@ class Located:
     media: CheckedReference
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """What a source puts there where it knows already that the cell is no image, so that its row still has a split."""
+
+    reason: str
+
+
 @dataclass(frozen=True)
 class Pair:
     """A good row.
@@ -141,6 +148,8 @@ class RowReader:
         if column is None:
             return ""
         value = row.values.get(column)
+        if isinstance(value, Unusable):
+            raise _BadRow(value.reason)
         if isinstance(value, Located):
             return value.name
         if is_missing(value):
@@ -149,6 +158,8 @@ class RowReader:
 
     def _image_of(self, value: object, known: dict[str, tuple[str, CheckedReference]]) -> tuple[str, CheckedReference]:
         """The name and the reference that a cell stands for."""
+        if isinstance(value, Unusable):
+            raise _BadRow(value.reason)
         if isinstance(value, Located):
             return value.name, value.media
         path = self._path_of(value)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmtune.ground.errors import DataError
-from mmtune.ground.records import BadItem
+from mmtune.ground.file_patterns import nearest_first
+from mmtune.ground.records import BadItem, a_type
 
 TableFormat = Literal["jsonl", "csv", "tsv"]
 
@@ -99,7 +100,8 @@ def nearest(name: str, choices: Sequence[str], limit: int = 12) -> str:
 
     hits = process.extract(name, choices, scorer=fuzz.ratio, processor=utils.default_process, limit=2, score_cutoff=60)
     guess = " or ".join(f"'{hit[0]}'" for hit in hits)
-    listed = ", ".join(f"'{choice}'" for choice in choices[:limit]) or "none"
+    shown = nearest_first(name, choices)[:limit] if len(choices) > limit else choices
+    listed = ", ".join(f"'{choice}'" for choice in shown) or "none"
     more = f" and {len(choices) - limit} more" if len(choices) > limit else ""
     return f"; {f'did you mean {guess}? ' if guess else ''}there are: {listed}{more}"
 
@@ -157,7 +159,7 @@ def json_object(line: str) -> dict[str, Any] | str:
     except (ValueError, RecursionError) as problem:
         return f"not JSON: {problem}"
     if not isinstance(values, dict):
-        return f"not a JSON object: a {type(values).__name__}"
+        return f"not a JSON object: {a_type(values)}"
     if "\\u" in line and _has_lone_surrogate(json.dumps(values, ensure_ascii=False)):
         return "half a character: a lone \\ud800 to \\udfff escape"
     return values

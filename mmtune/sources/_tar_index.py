@@ -26,6 +26,8 @@ PICKLED = ("pyd", "pkl", "pickle", "pth", "pt")
 TEXT_LIMIT = 2**20
 """Longest text member, in bytes: a caption, not a book."""
 
+LOST = "what follows in it is lost: how many samples, nobody can tell"
+
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -47,6 +49,7 @@ class Shard:
         stamp: what the file was then.
         members: key -> ending -> member; keys in the order of their first members.
         bad: (where, reason) of members that cannot be used, and of a damaged end.
+        torn: keys of samples that the damaged end may have cost members.
         pickled: names of members left alone because only unpickling would read them.
     """
 
@@ -54,6 +57,7 @@ class Shard:
     stamp: Stamp
     members: dict[str, dict[str, Member]] = field(default_factory=dict)
     bad: list[tuple[str, str]] = field(default_factory=list)
+    torn: set[str] = field(default_factory=set)
     pickled: list[str] = field(default_factory=list)
 
 
@@ -172,7 +176,7 @@ def _index(path: str, stamp: Stamp) -> Shard:
         with tarfile.open(path, "r:") as tar:
             _collect(tar, shard)
     except (tarfile.TarError, ValueError) as error:
-        shard.bad.append((path, f"damaged shard: {error}; what comes before it is used"))
+        _note_damage(shard, str(error))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     return shard
@@ -184,21 +188,29 @@ def _collect(tar: tarfile.TarFile, shard: Shard) -> None:
     while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # or tarfile keeps every header
         if info.size < 0 or info.offset <= last:
-            shard.bad.append((shard.path, f"damaged shard: impossible header at byte {info.offset}"))
+            _note_damage(shard, f"impossible header at byte {info.offset}")
             return
         last = info.offset
         _sort_in(info, end, shard)
-    if tar.offset < end:
-        _check_tail(shard, tar.offset)
+    _check_tail(shard, tar.offset)
 
 
 def _check_tail(shard: Shard, position: int) -> None:
-    """tarfile takes a header of garbage for the end; a true end is blocks of zeros."""
+    """tarfile takes a header of garbage for the end; a true end is blocks of zeros. Where there is nothing at all, some
+    writers end so, and some shards were cut there: only the last sample can tell."""
     with open(shard.path, "rb") as file:
         file.seek(position)
         block = file.read(512)
     if block.strip(b"\0"):
-        shard.bad.append((shard.path, f"damaged shard: no header at byte {position}; what comes before it is used"))
+        _note_damage(shard, f"no header at byte {position}")
+    elif not block:
+        shard.torn.update(list(shard.members)[-1:])
+
+
+def _note_damage(shard: Shard, what: str) -> None:
+    """One bad item, whatever it cost: what cannot be read cannot be counted."""
+    shard.bad.append((shard.path, f"damaged shard: {what}; what comes before it is used, {LOST}"))
+    shard.torn.update(list(shard.members)[-1:])
 
 
 def _sort_in(info: tarfile.TarInfo, end: int, shard: Shard) -> None:
@@ -214,8 +226,12 @@ def _sort_in(info: tarfile.TarInfo, end: int, shard: Shard) -> None:
         shard.pickled.append(info.name)
         return
     problem = _name_problem(info.name)
-    if problem is None and (info.issparse() or info.offset_data + info.size > end):
-        problem = "sparse member" if info.issparse() else "cut short: the shard ends within this member"
+    if problem is None and info.offset_data + info.size > end and not info.issparse():
+        shard.members.setdefault(key, {})
+        _note_damage(shard, f"it ends within '{info.name}'")
+        return
+    if problem is None and info.issparse():
+        problem = "sparse member"
     there = shard.members.setdefault(key, {}) if problem is None else {}
     if problem is None and ending in there:
         problem = f"name occurs twice: '{info.name}' is in the shard already"

@@ -98,7 +98,7 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
         by=section.split.by if section.split else None,
     )
     pairs = column_pairs(plan, _chosen(section, found), quarantine)
-    return replace(open_pairs(pairs, section.split, split, quarantine), notes=(f"data: {found.source}",))
+    return replace(open_pairs(pairs, section.split, split, quarantine), notes=(found.source,))
 
 
 def _chosen(section: Section, found: Files) -> dict[str, list[Path]]:

@@ -10,7 +10,7 @@ from mmtune.ground.image_reading import ImageFile
 from mmtune.ground.sound_reading import SoundFile, require_packages
 from mmtune.sources import OpenedSplit, SourceSection
 from mmtune.sources._captions import parse_caption
-from mmtune.sources._made_up import file_stem, group_name, make_up, picture, tone
+from mmtune.sources._made_up import file_stem, group_name, make_up, picture, sound
 from mmtune.sources._made_up_rows import made_up_rows, write_table
 from mmtune.sources._pairs import Pair, Quarantine, RowReader, good_pairs, open_pairs, rows_by_column
 from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles, check_one_way
@@ -154,7 +154,7 @@ def write_tiny(section: Section, folder: Path) -> Section:
     """Made-up images (or tones) and tables in the section's format; see `mmtune.sources`."""
     folder_key, column_key = _KEYS[section.modality]
     column = getattr(section, column_key) or column_key
-    ending, draw = (".png", picture) if section.modality == "image" else (".wav", tone)
+    ending, draw = (".png", picture) if section.modality == "image" else (".wav", sound)
     inside = "" if getattr(section, folder_key) is not None else f"{folder_key}/"
     by = section.split.by if section.split and section.split.by != column else None
     group = group_name if by else lambda number, attempt: f"{inside}{file_stem(number, attempt)}{ending}"
@@ -162,7 +162,8 @@ def write_tiny(section: Section, folder: Path) -> Section:
     (folder / folder_key).mkdir(parents=True, exist_ok=True)
     for one in pictures:
         (folder / folder_key / f"{one.name}{ending}").write_bytes(draw(one.number))
-    rows = made_up_rows(pictures, parse_caption(section.caption), id=section.id, by=by, splits=section.splits)
+    rule, modality = parse_caption(section.caption), section.modality
+    rows = made_up_rows(pictures, rule, id=section.id, by=by, splits=section.splits, modality=modality)
     written: dict[str, str] = {}
     for name, path in section._files.items():
         written[name] = str(folder / f"{name or 'pairs'}{Path(path).suffix}")

@@ -55,8 +55,24 @@ class Section(StrictSection):
         None, min_length=1, description="sources whose validation and test splits are scored, put together; null: all"
     )
     max_bad_fraction: float = Field(
-        0.01, ge=0, lt=1, description="as in every source, for all of them together; each has its own limit besides"
+        0.01,
+        ge=0,
+        lt=1,
+        description="as in every source, for all of them together, and for each source that sets no own",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_limit_on(cls, values: Any) -> Any:
+        """A limit that is written here holds for every source that has none of its own."""
+        limit, sources = (
+            values.get(key) if isinstance(values, dict) else None for key in ("max_bad_fraction", "sources")
+        )
+        if not isinstance(sources, dict) or isinstance(limit, bool) or not isinstance(limit, int | float):
+            return values
+        given = {"max_bad_fraction": limit} if 0 <= limit < 1 else {}  # else it is reported, once
+        named = {name: {**given, **one} if isinstance(one, dict) else one for name, one in sources.items()}
+        return {**values, "sources": named}
 
     @field_validator("sources")
     @classmethod
@@ -159,7 +175,7 @@ def _open_all(
             if split not in names_of(source):
                 continue
             try:
-                opened.setdefault(split, {})[name] = open_source(source, split, seed=seed)
+                opened.setdefault(split, {})[name] = open_source(source, split, seed=seed, key=f"data.sources.{name}")
             except DataError as error:
                 problems.append(f"data.sources.{name}, split {split}: {error}")
     return opened, problems

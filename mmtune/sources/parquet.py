@@ -89,7 +89,7 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
     if split not in names:
         raise DataError(f"data has no split '{split}'; it has {', '.join(names)}")
     quarantine = Quarantine(names[0])
-    files = files_of_splits(section._patterns, "data.path")
+    files = files_of_splits(section._patterns, "data.path", ".parquet")
     plan = ColumnPlan(
         name=str(section.path),
         image=section.image,

@@ -130,7 +130,7 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
 def _shards(section: Section) -> list[tuple[str, Shard]]:
     """(split, shard); every shard that cannot be used at all is in the error."""
     found, problems = [], []
-    for name, paths in files_of_splits(section._patterns, "data.path").items():
+    for name, paths in files_of_splits(section._patterns, "data.path", ".tar").items():
         for path in paths:
             try:
                 found.append((name, index_shard(path)))
@@ -152,6 +152,9 @@ def _rows(section: Section, shard: Shard, split: str, quarantine: Quarantine) ->
         for key, members in shard.members.items():
             where = f"{shard.path}: {key}"
             image = next((members[ending] for ending in section.image if ending in members), None)
+            if key in shard.torn and (missing := _missing(section, image, members, columns)):
+                quarantine.add(where, f"cut off: the shard ends before the whole of this sample: no {missing}", split)
+                continue
             if image is None:
                 there = ", ".join(members)
                 quarantine.add(where, f"no image: the key has {there}, and none of {', '.join(section.image)}", split)
@@ -167,6 +170,14 @@ def _rows(section: Section, shard: Shard, split: str, quarantine: Quarantine) ->
             own_text = {TEXT: texts.get(TEXT)} if TEXT in members else {}
             media = TarImage(shard.path, shard.stamp, image.name, image.offset, image.size, _own_key(shard, image))
             yield Row(where, {**fields, **own_text, "the image": Located(key, media)})
+
+
+def _missing(section: Section, image: Member | None, members: dict[str, Member], columns: set[str | None]) -> str:
+    """What a sample lacks of the members that the section names."""
+    lacks = [] if image else [" or ".join(section.image)]
+    lacks += [TEXT] if TEXT in columns and TEXT not in members and "json" not in members else []
+    lacks += ["json"] if columns - {TEXT} and "json" not in members else []
+    return ", no ".join(lacks)
 
 
 def _own_key(shard: Shard, image: Member) -> str:
