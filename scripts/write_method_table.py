@@ -94,6 +94,8 @@ def section(table: Table) -> str:
         "Every adapter on a tiny twin of every family, in full precision (fp32), 4 bit and 8 bit. What a cell names",
         "attaches, learns in every part, is restored bit for bit, merges into the same model (8 bit: but for the",
         "rounding of activations) and is reloaded by peft or transformers alone; `all` is `fp32`, `4bit` and `8bit`.",
+        "ALIGN's image tower is made of convolutions: rows above `layernorm` are its text tower (`lora` takes",
+        "convolutions too, by their names).",
     ]
     return "\n".join([BEGIN, "", *said, "", render(table), "", END])
 

@@ -117,7 +117,7 @@ def test_an_adapter_made_elsewhere(tiny_clip_folder: Path, tmp_path: Path) -> No
         ({"layers": "last 1"}, ["unexpected", "layers.0"]),
         ({"parts": ["text"]}, ["unexpected", "vision_model"]),
         ({"use_dora": True}, ["use_dora is False there, True here", "missing"]),
-        ({"init": "pissa"}, ["r is 4 there, 8 here"]),
+        ({"init": "pissa", "rank": 2}, ["plain LoRA (init: default)", "init: pissa would fix half of its ranks"]),
         ({"temperature": False}, ["temperature.safetensors was trained there; write adapter.temperature: true"]),
     ],
 )
@@ -151,9 +151,11 @@ def test_other_weights_kinds_and_folders_are_refused(
             started(recipe_of(tmp_path, backbone, {**LORA, "start_from": str(run), **values}))
 
     refused("was trained on .*tiny_clip .* are others", backbone=tiny_siglip_folder)
-    refused("there is no folder .*/nowhere", start_from=str(tmp_path / "nowhere"))
+    refused(
+        "adapter.start_from: there is no folder .*/nowhere", error=RecipeError, start_from=str(tmp_path / "nowhere")
+    )
     refused("is a whole model; name it as backbone.id", start_from=str(tiny_clip_folder))
-    refused("is neither a run", start_from=str(tmp_path))
+    refused("adapter.start_from: .* is neither a run", start_from=str(tmp_path))
     refused("is in this run's own folder", error=RecipeError, start_from=str(tmp_path / "new" / "checkpoints"))
     with pytest.raises(CheckpointError, match="trained with adapter.kind lora, this recipe says head_only"):
         started(recipe_of(tmp_path, tiny_clip_folder, {**KINDS["head_only"], "start_from": str(run)}))
@@ -164,6 +166,36 @@ def test_other_weights_kinds_and_folders_are_refused(
     manifest["backbone"]["weight_hash"] = None
     (run / "manifest.json").write_text(json.dumps(manifest))
     refused("its manifest.json notes no hash")
+
+
+def test_a_start_that_is_not_there_is_refused_before_anything_slow(
+    tiny_clip_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmtune.run_setup.start_accelerator", lambda *_: pytest.fail("too late"))
+    checkpoint = run / "checkpoints" / "step-000001"
+    for start, said in {
+        tmp_path / "odl": rf"there is no folder .*/odl; did you mean {run}\?",
+        checkpoint.parent: f"holds checkpoints and is none: name one, such as {checkpoint}, or the run {run}",
+        checkpoint / "adapter" / "adapter_config.json": "is a file; name a run",
+        tmp_path / "new" / "checkpoints": "is in this run's own folder",
+    }.items():
+        with pytest.raises(RecipeError, match=f"^adapter.start_from: .*{said}"):
+            fit(recipe_of(tmp_path, tiny_clip_folder, {**LORA, "start_from": str(start)}))
+    with pytest.raises(pytest.fail.Exception, match="too late"):
+        fit(recipe_of(tmp_path, tiny_clip_folder, {**LORA, "start_from": str(run)}))
+
+
+def test_a_start_in_the_weights_is_named_in_one_line(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    pissa = {**LORA, "rank": 3, "init": "pissa"}
+    old = make_run(tmp_path / "old", {"id": str(tiny_clip_folder)}, pissa)
+    with pytest.raises(CheckpointError) as caught:
+        started(recipe_of(tmp_path, tiny_clip_folder, {**LORA, "rank": 4, "start_from": str(old)}))
+    assert str(caught.value).endswith(
+        "adapter: that run had init: pissa: write adapter.init: pissa, and adapter.rank: 3"
+    )
+    with pytest.raises(CheckpointError, match="more of another shape") as caught:
+        started(recipe_of(tmp_path, tiny_clip_folder, {**pissa, "rank": 2, "start_from": str(old)}))
+    assert len(str(caught.value).splitlines()) < 8
 
 
 def test_weights_in_another_format_are_noted(tiny_clip_folder: Path, run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from adapter_examples import KINDS, LORA, adapted_of, backbone_of, embeddings, inputs_of, section
 
-from mmtune.adapters import attach, attach_foreign, merge_into, restore, save
+from mmtune.adapters import attach, attach_foreign, merge_into, merged_names, restore, save
 from mmtune.ground.errors import BackboneError, CheckpointError
 from mmtune.ground.safe_files import load_tensors, save_tensors
 
@@ -161,6 +161,43 @@ def test_foreign_adapters_scale_from_the_untouched_base(tiny_clip_folder: Path, 
     assert all(torch.equal(half[name], base[name] + 0.5 * (whole[name] - base[name])) for name in changed)
 
 
+@PEFT_ASKS_BY_THE_OLD_NAME
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": "lora_only"},
+        {"bias": "all"},
+        {"trainable_token_indices": {"token_embedding": [3, 5]}},
+        {"modules_to_save": ["visual_projection"]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_foreign_adapters_train_besides_is_known(
+    tiny_clip_folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Merging says which tensors it changes, and begins its line at the untouched ones."""
+    from peft import LoraConfig, get_peft_model
+
+    theirs = backbone_of(tiny_clip_folder)
+    wrapped = get_peft_model(theirs.model, LoraConfig(r=3, target_modules=["q_proj"], **options))
+    with torch.no_grad():
+        for value in (value for value in wrapped.parameters() if value.requires_grad):
+            value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
+    wrapped.save_pretrained(str(tmp_path))
+    inputs = inputs_of(theirs)
+    wanted = embeddings(theirs, inputs)
+    base = backbone_of(tiny_clip_folder).model.state_dict()
+    adapted = attach_foreign(backbone_of(tiny_clip_folder), tmp_path)
+    assert (embeddings(adapted.backbone, inputs) - wanted).abs().max() < 1e-5
+    names = set(merged_names(adapted))
+    merged = merge_into(adapted).state_dict()
+    assert (embeddings(adapted.backbone, inputs) - wanted).abs().max() < 1e-5  # two fp32 roundings of one sum
+    changed = {name for name in base if not torch.equal(merged[name], base[name])}
+    assert any("q_proj" not in name or name.endswith(".bias") for name in changed) and changed <= names <= set(base)
+    nothing = merge_into(attach_foreign(backbone_of(tiny_clip_folder), tmp_path), scale=0.0).state_dict()
+    assert all(torch.equal(nothing[name], base[name]) for name in base)
+
+
 def test_plain_tensors_beside_an_adapter_belong_to_it(tiny_clip_folder: Path, tmp_path: Path) -> None:
     """As ``push`` lays them: all files in one folder."""
     adapted = adapted_of(tiny_clip_folder, LORA)
@@ -214,6 +251,32 @@ def test_foreign_adapters_that_do_not_fit(tiny_clip_folder: Path, tiny_siglip_fo
     config.write_text(config.read_text().replace('"init_lora_weights": true', '"init_lora_weights": "pissa_niter_4"'))
     with pytest.raises(CheckpointError, match="pissa_niter_4"):
         attach_foreign(backbone_of(tiny_clip_folder), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "said"),
+    [
+        ("WAVELET", "names the method 'WAVELET', which the installed peft does not have"),
+        (None, "names the method None"),
+        ("PROMPT_TUNING", "PROMPT_TUNING is refused: it puts trained vectors before the tokens"),
+    ],
+)
+def test_foreign_methods_that_are_none_of_layers(
+    tiny_clip_folder: Path, tmp_path: Path, peft_type: str | None, said: str
+) -> None:
+    save(adapted_of(tiny_clip_folder, LORA), tmp_path)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": peft_type}))
+    with pytest.raises(CheckpointError, match=said):
+        attach_foreign(backbone_of(tiny_clip_folder), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "temperature.safetensors"])
+def test_a_damaged_file_of_a_foreign_adapter_is_named(tiny_clip_folder: Path, tmp_path: Path, name: str) -> None:
+    save(adapted_of(tiny_clip_folder, LORA), tmp_path)
+    (tmp_path / name).write_bytes(b"half a download")
+    with pytest.raises(CheckpointError, match=f"{Path(name).name} cannot be read"):
+        attach_foreign(backbone_of(tiny_clip_folder), tmp_path / "adapter")
 
 
 # --- merging

@@ -17,6 +17,7 @@ from mmtune.adapters._refusals import METHODS, STARTS, refusal
 from mmtune.backbones import Backbone
 from mmtune.ground.errors import RecipeError
 from mmtune.ground.safe_files import load_tensors, save_tensors
+from mmtune.model_loading import load_model, resolve
 from mmtune.training_run import fit
 
 ROUNDING = 1e-5
@@ -172,8 +173,6 @@ def test_a_run_goes_on_bit_for_bit(tiny_clip_folder: Path, tmp_path: Path) -> No
 def test_a_model_is_loaded_without_decomposing_anything(
     tiny_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmtune.model_loading import load_model
-
     run = make_run(tmp_path / "run", {"id": str(tiny_clip_folder)}, START)
     adapted = attach(backbone_of(tiny_clip_folder), section(**START))
     restore(adapted, run / "checkpoints" / "step-000001")
@@ -209,9 +208,24 @@ def test_quantized_weights_stay_as_they_are(tiny_clip_folder: Path, quantize: st
     assert apart(embeddings(foreign.backbone, inputs), wanted) < rounding
 
 
+def test_a_quantized_run_is_merged_as_it_was_trained(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    """What the start takes out is that of the dequantized weights, which it is merged into; of others it is not."""
+    from mmtune.merge_building import fold
+
+    pytest.importorskip("bitsandbytes")
+    run = make_run(tmp_path / "run", {"id": str(tiny_clip_folder), "quantize": "4bit"}, START)
+    found = {
+        full: fold(resolve(run), samples(), scale=1.0, full=full, dtype="float32").embedded for full in (False, True)
+    }
+    for name in ("image", "text"):
+        trained, base = found[False]["as_trained"][name], found[False]["base"][name]
+        assert apart(found[False]["merged"][name], trained) < ROUNDING
+        assert apart(trained, base) > 1e-2
+        assert apart(found[True]["merged"][name], trained) > 1e-3, "the negation: the original weights"
+
+
 def test_a_run_is_merged_and_says_its_rank(tiny_clip_folder: Path, tmp_path: Path) -> None:
     from mmtune.merge_building import _check_tensors, fold, write_folder
-    from mmtune.model_loading import resolve
 
     run = make_run(tmp_path / "run", {"id": str(tiny_clip_folder)}, START)
     folded = fold(resolve(run), samples(), scale=1.0, full=False, dtype="float32")

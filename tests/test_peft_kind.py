@@ -152,6 +152,7 @@ def test_on_quantized_layers_it_learns_or_is_refused(tiny_clip_folder: Path, nam
         ({"peft_type": "LORA", "bias": "all"}, "config.bias: 'all' trains biases"),
         ({"peft_type": "LORA", "init_lora_weights": "eva"}, "config.init_lora_weights: eva"),
         ({"peft_type": "LORA", "init_lora_weights": "pissa"}, "kind: lora with init: pissa undoes that"),
+        ({"peft_type": "LORA", "init_lora_weights": "pisa"}, "'pisa' is no start that is taken here; write true"),
         ({"peft_type": "LORA", "r": "8"}, "config.r: '8' does not fit: Input should be a valid integer"),
         ({"peft_type": "OFT", "module_dropout": 0.5}, "peft reads module_dropout of OFTConfig nowhere"),
         ({"peft_type": "OFT", "r": 2, "oft_block_size": 8}, "OFTConfig: "),

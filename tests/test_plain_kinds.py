@@ -168,6 +168,7 @@ def test_sections_refuse(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         section(**{**TOKENS, **values})
     assert section(**KINDS["trainable_tokens"]).parts == ["text"]
+    assert section(**{**TOKENS, "tokens": ["8", 8]}).tokens == ["8", 8], "a word and an id"
 
 
 # --- what is frozen above what is trained

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.adapters._adapted import Adapted, fresh_names
-from mmtune.adapters._foreign import HARMLESS_STARTS, read_adapter_config
+from mmtune.adapters._foreign import HARMLESS_STARTS, read_adapter_config, read_tensors
 from mmtune.adapters._storage import (
     ADAPTER_FOLDER,
     ADAPTER_WEIGHTS,
@@ -18,7 +18,6 @@ from mmtune.adapters._storage import (
     stored_files,
 )
 from mmtune.ground.errors import CheckpointError
-from mmtune.ground.safe_files import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +57,7 @@ def load_earlier(adapted: Adapted, folder: Path, *, from_peft: bool) -> list[str
     read: dict[str, dict[str, Tensor]] = {}
     for path, stored in wanted.items():
         if inside(path).is_file():
-            read[path] = load_tensors(inside(path))
+            read[path] = read_tensors(inside(path))
             whole = {name: one.whole() for name, one in stored.items()}
             problems += [f"{Path(path).name}: {line}" for line in differences(read[path], whole)]
     if adapted.peft_model is not None and f"{ADAPTER_FOLDER}/{ADAPTER_WEIGHTS}" in read:

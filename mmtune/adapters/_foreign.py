@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.adapters._adapted import Adapted, fresh_names
+from mmtune.adapters._peft_limits import NO_PROMPTS
 from mmtune.adapters._peft_warnings import old_names_allowed
 from mmtune.adapters._storage import (
     ADAPTER_FOLDER,
@@ -64,16 +65,18 @@ def attach_foreign(backbone: "Backbone", folder: Path) -> Adapted:
     config = read_adapter_config(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {ADAPTER_WEIGHTS}; save it with PeftModel.save_pretrained")
+    _refuse_method(config.get("peft_type"), folder)
     start = config.get("init_lora_weights", True)
     if start not in REPEATABLE_STARTS:
         raise CheckpointError(
             f"{folder}: init_lora_weights {start!r} changes the base weights in a way that loading does not repeat; "
             "convert the adapter with save_pretrained(path_initial_model_for_weight_conversion=...)"
         )
-    read = load_tensors(folder / ADAPTER_WEIGHTS)
+    read = read_tensors(folder / ADAPTER_WEIGHTS)
     plain = _read_plain(backbone, folder)
     _refuse_without_fresh(backbone, folder, {**read, **{f".{name}": value for name, value in plain.items()}})
-    untouched = {} if start in HARMLESS_STARTS else _copy_weights(backbone)
+    leaves_all = start in HARMLESS_STARTS and config.get("bias", "none") == "none"
+    untouched = {} if leaves_all else _copy_weights(backbone)
     try:
         with old_names_allowed():
             peft_model = PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=False)
@@ -89,8 +92,41 @@ def attach_foreign(backbone: "Backbone", folder: Path) -> Adapted:
     return adapted
 
 
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """A safetensors file that nobody has checked.
+
+    Raises:
+        CheckpointError: it is damaged, or none.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return load_tensors(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _refuse_method(name: object, folder: Path) -> None:
+    """See that peft knows the method, and that it lies in the layers.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    from peft import PromptLearningConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as THERE
+
+    made = {str(one.value): config for one, config in THERE.items()}.get(str(name))
+    path = folder / "adapter_config.json"
+    if made is None:
+        raise CheckpointError(f"{path} names the method {name!r}, which the installed peft does not have")
+    if issubclass(made, PromptLearningConfig):
+        raise CheckpointError(f"{path}: {name} is refused: {NO_PROMPTS}")
+
+
 def _copy_weights(backbone: "Backbone") -> "dict[str, Tensor]":
-    """Copies on the CPU, for a start that changes base weights: the line of ``merge --scale`` begins at these."""
+    """Copies on the CPU, where loading changes the base's own tensors (a start in the weights, biases trained in
+    place): the line of ``merge --scale`` begins at these.
+    """
     return {name: value.detach().cpu().clone() for name, value in backbone.model.named_parameters()}
 
 
@@ -98,8 +134,9 @@ def _was_changed(adapted: Adapted, name: str, before: "Tensor") -> bool:
     import torch
 
     owner, _, own = name.rpartition(".")
-    module = adapted.model.get_submodule(owner)
-    return hasattr(module, "base_layer") and not torch.equal(getattr(module.base_layer, own).detach().cpu(), before)
+    module: Any = adapted.model.get_submodule(owner)
+    now = getattr(getattr(module, "base_layer", module), own, None)
+    return now is not None and not torch.equal(now.detach().cpu(), before)
 
 
 def _read_plain(backbone: "Backbone", folder: Path) -> "dict[str, Tensor]":
@@ -112,7 +149,7 @@ def _read_plain(backbone: "Backbone", folder: Path) -> "dict[str, Tensor]":
     found: dict[str, Tensor] = {}
     places = [folder, folder.absolute().parent] if folder.absolute().name == ADAPTER_FOLDER else [folder]
     for path in (place / name for name in (TRAINED_FILE, TEMPERATURE_FILE) for place in reversed(places)):
-        tensors = load_tensors(path) if path.is_file() else {}
+        tensors = read_tensors(path) if path.is_file() else {}
         lines = differences(tensors, {name: parameters[name] for name in tensors if name in parameters})
         if lines:
             raise CheckpointError(f"{path} does not fit {backbone.section.name}:\n" + "\n".join(lines))

@@ -50,12 +50,18 @@ def _peft_bases(adapted: Adapted, *, copies: bool = True) -> "dict[str, Tensor]"
     """The tensors that peft folds into, under the plain model's names: weights, and biases where peft trained them."""
     kept = {}
     for name, value in adapted.model.state_dict().items():
-        plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        plain = name.replace(".token_adapter.base_layer.", ".")  # an embedding that another method trains rows of
+        plain = plain.replace(".base_layer.", ".").replace(".original_module.", ".")
         if plain != name and not (plain.endswith(".bias") and not _trains_bias(adapted) and ".base_layer." in name):
             kept[plain] = value.detach().clone() if copies else value
     return kept
 
 
 def _trains_bias(adapted: Adapted) -> bool:
-    configs = adapted.peft_model.peft_config.values()
-    return any(getattr(config, "lora_bias", False) or config.peft_type in ("IA3", "ROAD") for config in configs)
+    """Added to by the method, or, in adapters made elsewhere, trained in place (peft's ``bias``)."""
+    return any(
+        getattr(config, "lora_bias", False)
+        or getattr(config, "bias", "none") != "none"
+        or config.peft_type in ("IA3", "ROAD")
+        for config in adapted.peft_model.peft_config.values()
+    )

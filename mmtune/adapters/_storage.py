@@ -21,6 +21,8 @@ ADAPTER_FOLDER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINED_FILE = "trained.safetensors"
 TEMPERATURE_FILE = "temperature.safetensors"
+MOST_SHAPES = 3
+"""Unequal shapes that a message lists."""
 
 
 class Stored(NamedTuple):
@@ -84,9 +86,11 @@ def differences(read: "Mapping[str, Tensor]", wanted: "Mapping[str, Tensor]") ->
         if names:
             shown = sorted(names)
             lines.append(f"{len(names)} {title}: {', '.join(shown[:4])}{', ...' if len(shown) > 4 else ''}")
-    for name in sorted(set(wanted) & set(read)):
-        if read[name].shape != wanted[name].shape:
-            lines.append(f"{name} has shape {tuple(read[name].shape)}, not {tuple(wanted[name].shape)}")
+    unlike = [name for name in sorted(set(wanted) & set(read)) if read[name].shape != wanted[name].shape]
+    for name in unlike[:MOST_SHAPES]:
+        lines.append(f"{name} has shape {tuple(read[name].shape)}, not {tuple(wanted[name].shape)}")
+    if len(unlike) > MOST_SHAPES:
+        lines.append(f"and {len(unlike) - MOST_SHAPES} more of another shape")
     return lines
 
 

@@ -119,8 +119,10 @@ def _value_problem(name: str, value: Any, hint: Any) -> str | None:
     if name == "init_lora_weights" and isinstance(value, str):
         if reason := refusal(value):
             return reason
-        if value not in ("gaussian", "orthogonal"):
+        if value in ("olora", "pissa", "pissa_niter_4", "pissa_niter_16"):
             return f"{value!r} changes the backbone's weights; kind: lora with init: {value} undoes that on saving"
+        if value not in ("gaussian", "orthogonal"):
+            return f"{value!r} is no start that is taken here; write true, gaussian or orthogonal, or use kind: lora"
     try:
         TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:

@@ -37,7 +37,7 @@ class Section(AdapterSection):
     @field_validator("tokens")
     @classmethod
     def _no_token_twice(cls, tokens: list[str | int]) -> list[str | int]:
-        no_repeats([str(token) for token in tokens])
+        no_repeats([f"id {token}" if isinstance(token, int) else token for token in tokens])
         return tokens
 
 

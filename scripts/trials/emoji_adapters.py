@@ -48,13 +48,13 @@ class Method:
 
 
 METHODS = {
-    "LoRA r8": Method({"kind": "lora", "rank": 8, **TOWERS}, (5e-4, 2e-3)),
-    "DoRA r8": Method({"kind": "lora", "rank": 8, "use_dora": True, **TOWERS}, (5e-4, 2e-3)),
-    "IA3": Method({"kind": "ia3", **TOWERS}, (5e-3, 2e-2)),
-    "VeRA r128": Method({"kind": "vera", "rank": 128, **TOWERS}, (5e-3, 2e-2)),
-    "layernorm": Method({"kind": "layernorm", **BOTH}, (1e-3, 5e-3)),
-    "head_only": Method({"kind": "head_only", **BOTH}, (1e-3, 5e-3)),
-    "full": Method({"kind": "full", **BOTH}, (1e-4, 5e-4)),
+    "LoRA r8": Method({"kind": "lora", "rank": 8, **TOWERS}, (5e-4, 2e-3, 8e-3)),
+    "DoRA r8": Method({"kind": "lora", "rank": 8, "use_dora": True, **TOWERS}, (5e-4, 2e-3, 8e-3)),
+    "IA3": Method({"kind": "ia3", **TOWERS}, (5e-3, 2e-2, 8e-2)),
+    "VeRA r128": Method({"kind": "vera", "rank": 128, **TOWERS}, (5e-3, 2e-2, 8e-2)),
+    "layernorm": Method({"kind": "layernorm", **BOTH}, (1e-3, 5e-3, 2e-2)),
+    "head_only": Method({"kind": "head_only", **BOTH}, (1e-3, 5e-3, 2e-2)),
+    "full": Method({"kind": "full", **BOTH}, (1e-4, 5e-4, 2e-3)),
 }
 
 
@@ -199,13 +199,22 @@ def draw(outcomes: dict[str, Outcome], path: Path) -> None:
     axes = figure.add_subplot()
     base = next(iter(outcomes.values())).scores["base"][SCORES[0]]
     axes.axhline(base, color="0.5", linestyle="--", label=f"backbone ({base:.3f})")
-    for name, one in outcomes.items():
+    by_share = sorted(outcomes.items(), key=lambda pair: pair[1].manifest["trainable"]["share"])
+    for number, (name, one) in enumerate(by_share):
         share, value = 100 * one.manifest["trainable"]["share"], one.scores["tuned"][SCORES[0]]
         low, high = (base + change for change in one.scores["interval95"][SCORES[0]])
         axes.errorbar(share, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], fmt="o", capsize=3)
-        axes.annotate(name, (share, value), textcoords="offset points", xytext=(6, 6))
+        above = number % 2 == 0  # neighbours stand close: their names take turns above and below
+        axes.annotate(
+            name,
+            (share, high if above else low),
+            textcoords="offset points",
+            xytext=(0, 5 if above else -5),
+            ha="center",
+            va="bottom" if above else "top",
+        )
     axes.set(xscale="log", xlabel="weights trained, % of the model", ylabel=SCORES[0], title=f"{KNOWN} -> {NEW}")
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.12)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
 
