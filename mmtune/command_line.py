@@ -36,11 +36,26 @@ def main() -> None:
     try:
         if launcher and arguments[:1] != ["finetune"]:
             raise RecipeError(f"{' '.join(launcher)}: options after -- are the launcher's, which only finetune has")
+        if arguments[:1] == ["finetune"]:
+            _refuse_launcher_options(arguments[1:])
         app(args=arguments, prog_name="mmtune", obj=(arguments[1:], launcher))
     except MmtuneError as error:
         if _is_first_rank():
             print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _refuse_launcher_options(arguments: list[str]) -> None:
+    """An option that ``finetune`` does not have is most likely the launcher's."""
+    command: Any = typer.main.get_command(app)
+    names = [name for each in command.commands["finetune"].params for name in each.opts if name.startswith("--")]
+    known = ["--help", *names]
+    unknown = [each for each in arguments if each.startswith("--") and each.partition("=")[0] not in known]
+    if unknown:
+        raise RecipeError(
+            f"finetune has no option {unknown[0]}; it has {', '.join(known)}. Options of accelerate launch stand after "
+            f"--: mmtune finetune RECIPE -- {unknown[0]} ..."
+        )
 
 
 def _load(recipe: Path | None, overrides: list[str] | None, *, tiny: bool = False, ranks: int = 1) -> Any:
@@ -162,7 +177,8 @@ def merge(
 def predict(
     model: options.ModelArgument,
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="a folder, a glob, a table (JSON lines, CSV, TSV) or a .txt file")
+        list[str],
+        typer.Argument(metavar="INPUT...", help="a folder, files, a glob, a table (JSON lines, CSV, TSV) or a .txt"),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the .npy file to write; ids go beside it")],
     kind: Annotated[options.InputKind | None, typer.Option(help="what to embed; default: what INPUT holds")] = None,
@@ -212,8 +228,7 @@ def find_lr(
     loaded = _load(recipe, overrides, tiny=tiny)
     from mmtune.learning_rate_run import find_learning_rate
 
-    found = find_learning_rate(loaded, lowest=lowest, highest=highest, steps=steps, output=output)
-    print(f"suggested train.learning_rate: {found.suggestion:.2g}; see {found.plot}")
+    find_learning_rate(loaded, lowest=lowest, highest=highest, steps=steps, output=output)
 
 
 @app.command()

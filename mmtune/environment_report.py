@@ -5,6 +5,8 @@ import os
 import platform
 from collections.abc import Iterator
 
+from mmtune import __version__
+
 PACKAGES = (
     "mmtune",
     "torch",
@@ -64,7 +66,7 @@ def _packages() -> Iterator[tuple[str, str]]:
         try:
             yield name, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield name, "not installed"
+            yield name, "not installed" if name != "mmtune" else f"{__version__}, from source"
     try:
         yield "torchvision", f"{importlib.metadata.version('torchvision')} (mmtune does without)"
     except importlib.metadata.PackageNotFoundError:

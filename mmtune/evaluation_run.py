@@ -83,7 +83,9 @@ def score(
     found = resolve(name_checkpoint(target, checkpoint))
     chosen = recipe or found.recipe
     if chosen is None:
-        raise RecipeError(f"{target} does not say where its data is: give a recipe (--recipe recipes/x.yaml)")
+        known = Path(str(target)).expanduser().is_dir() or str(target).startswith("builtin:")
+        what = f"{target}" if known else f"there is no folder {target} here, and a model of the hub"
+        raise RecipeError(f"{what} does not say where its data is: give a recipe (--recipe recipes/x.yaml)")
     opened = open_checked(chosen, split)
     backbone = load_base(found, device=device())
     keep = EncodedBatches()

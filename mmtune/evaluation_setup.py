@@ -28,9 +28,12 @@ def name_checkpoint(target: "str | Path | Recipe", checkpoint: str | None) -> "s
     """
     if checkpoint is None:
         return target
+    from mmtune.model_loading import refuse_mistyped
     from mmtune.run_checkpoint import checkpoints
 
     run = Path(target if isinstance(target, str | Path) else target.output)
+    if not run.is_dir():
+        refuse_mistyped(str(run))
     folder = run / "checkpoints" / checkpoint
     if not folder.is_dir():
         there = ", ".join(path.name for path in checkpoints(run)) or "none"

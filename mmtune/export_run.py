@@ -52,6 +52,8 @@ def merge(
         copied = building.write_folder(merged, beside)
         proof = building.prove(merged, beside)
         building.write_report(beside, merged, proof, copied, where)
+        if target.run is not None and folder.resolve().parent != target.run.resolve():
+            building.note_run(beside, folder, target.run)
     return folder
 
 

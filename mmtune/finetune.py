@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = os.environ.get("RANK", "0")
     is_first = rank == "0"
     try:
+        from mmtune.launcher_call import refuse_fewer_ranks
         from mmtune.recipe_schema import load_recipe, resolved_json
 
+        refuse_fewer_ranks()
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         recipe = load_recipe(given.recipe, given.overrides, world_size=ranks)
         if given.tiny:
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         if is_first:
-            print("interrupted before training began", file=sys.stderr)
+            print("interrupted; what is saved stays, and the same command goes on from it", file=sys.stderr)
         return 130
     return 0
 

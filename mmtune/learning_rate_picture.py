@@ -1,37 +1,59 @@
 """``learning_rate_search.png``: the loss over the learning rate it was reached with, and the rate that is suggested."""
 
 from pathlib import Path
-from typing import Any
 
-from mmtune.run_report import BASE, FAINT, INK, SECOND, STYLE, TUNED, save_picture
+from mmtune.run_report import BASE, FAINT, INK, SECOND, STYLE, TUNED, legend_above, save_picture
+
+WIDE = 5.0
+"""A curve whose ends are so many times apart is drawn on a logarithmic axis: what diverges must not press it flat."""
+
+Rows = list[dict[str, float]]
 
 
-def draw_learning_rates(rows: list[dict[str, float]], suggestion: float, path: Path) -> Path:
-    """Draw the rows of a search (``learning_rate``, ``loss``, ``mean``) into ``path``, on a logarithmic axis."""
+def draw_learning_rates(rows: Rows, smoothed: Rows, suggestion: float | None, path: Path) -> Path:
+    """Draw a search into ``path``, on a logarithmic axis.
+
+    Args:
+        rows: every step's ``learning_rate`` and ``loss``.
+        smoothed: the rows whose ``mean`` is drawn.
+        suggestion: the rate to mark, if any.
+        path: the picture.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    rates, means = [row["learning_rate"] for row in rows], [row["mean"] for row in rows]
+    rates, losses = [row["learning_rate"] for row in rows], [row["loss"] for row in rows]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
         axes = figure.add_subplot()
         axes.set_xscale("log")
-        axes.plot(rates, [row["loss"] for row in rows], color=BASE, linewidth=0.8, alpha=0.7, label="loss")
-        axes.plot(rates, means, color=TUNED, linewidth=1.8, label="smoothed")
-        best = rates[means.index(min(means))]
-        axes.axvline(best, color=FAINT, linewidth=0.8, linestyle=":", label=f"lowest at {best:.2g}")
-        axes.axvline(suggestion, color=SECOND, linewidth=1.4, label=f"suggested {suggestion:.2g}")
-        axes.set_ylim(*_shown_range(means))
+        axes.plot(rates, losses, color=BASE, linewidth=0.8, alpha=0.7, label="loss")
+        means = [row["mean"] for row in smoothed] or losses
+        axes.plot(
+            [row["learning_rate"] for row in smoothed] or rates, means, color=TUNED, linewidth=1.8, label="smoothed"
+        )
+        if suggestion is not None:
+            axes.axvline(
+                10 * suggestion, color=FAINT, linewidth=0.8, linestyle=":", label=f"lowest at {10 * suggestion:.2g}"
+            )
+            axes.axvline(suggestion, color=SECOND, linewidth=1.4, label=f"suggested {suggestion:.2g}")
+        low, high, scale = _shown_range(losses, means)
+        axes.set_yscale(scale)
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("learning rate", color=INK)
         axes.set_ylabel("loss")
         axes.set_title("learning rate search")
-        axes.legend(fontsize=8, loc="best")
+        legend_above(axes)
         save_picture(figure, path)
     return path
 
 
-def _shown_range(means: list[float]) -> tuple[Any, Any]:
-    """Room for the curve until it leaves: what diverges must not press the rest flat."""
-    low, start = min(means), means[0]
-    margin = max(start - low, 1e-3 * abs(start), 1e-6)
-    return low - 0.6 * margin, min(max(means), start + 2 * margin) + 0.3 * margin
+def _shown_range(losses: list[float], means: list[float]) -> tuple[float, float, str]:
+    """Lower end, upper end and scale of the axis: the whole smoothed curve, and single losses above it for a part."""
+    low, high = min(*losses, *means), max(means)
+    if low > 0 and high / low > WIDE:
+        return low / 1.1, high * 1.1, "log"
+    span = max(high - low, 1e-3 * abs(high), 1e-6)
+    top = max(high, min(max(losses), high + 0.4 * span))
+    return low - 0.05 * span, top + 0.05 * span, "linear"

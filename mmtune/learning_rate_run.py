@@ -9,13 +9,16 @@ Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks", arXi
 the tenth is the usual reading of its plots.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import NotFinite, RecipeError, TrainingError
 
 if TYPE_CHECKING:
+    from mmtune.ground.run_log import RunLog
     from mmtune.recipe_schema import Recipe
     from mmtune.train_loop import Trainer
 
@@ -26,7 +29,18 @@ DIVERGED = 4.0
 than a window has do not count: one lucky batch at the start would end the run."""
 SAFETY = 10.0
 """The suggestion is the rate of the lowest smoothed loss over this."""
+DEFAULT_ENDING = "_find_lr"
+"""Of the folder that is written, after the run folder's name."""
 FEWEST_STEPS = 10
+TELLING_STEPS = 50
+"""Of fewer the message says so where nothing came out: chance decides which batch a rate meets."""
+MOST_LINES = 20
+"""Steps that are said aloud; the table has them all."""
+UNTOUCHED = 1 / 4
+"""This share of the steps, the first ones, stands for the loss before training: their rates are too low to matter."""
+CLEAR_FALL = 5.0
+"""A fall of fewer times the standard error of a smoothed loss may be chance, and is said to. The lowest of many is low
+by itself: of 500 drawn series without any fall, 28% fell by 3 of them and 3% by 5."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,13 @@ class LearningRateSearch:
         suggestion: a value for the highest ``train.learning_rate``.
         plot: smoothed loss over learning rate, the suggestion marked.
         json: every step's rate, loss and smoothed loss, and the suggestion.
+        note: what speaks against trusting it; empty where nothing does.
     """
 
     suggestion: float
     plot: Path
     json: Path
+    note: str = ""
 
 
 def find_learning_rate(
@@ -64,21 +80,22 @@ def find_learning_rate(
 
     Raises:
         RecipeError: rates or steps that make no test.
-        TrainingError: the loss never fell, so nothing can be suggested.
+        TrainingError: the loss never fell, so nothing can be suggested; plot and table are written.
         MmtuneError: whatever else the user can mend.
     """
+    from mmtune.adapter_start import refuse_missing_start
     from mmtune.ground.run_log import RunLog
-    from mmtune.ground.safe_files import write_json
-    from mmtune.learning_rate_picture import draw_learning_rates
     from mmtune.optimizer_setup import highest_rate
     from mmtune.recipe_schema import Recipe, check_recipe, load_recipe
     from mmtune.run_setup import refuse_misfit, start_accelerator
     from mmtune.trainer_building import build_trainer
 
     _refuse_range(lowest, highest, steps)
+    given = {"lowest": lowest, "highest": highest, "steps": steps}
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    folder = Path(output) if output is not None else Path(f"{recipe.output}_find_lr")
+    folder = Path(output) if output is not None else Path(f"{recipe.output}{DEFAULT_ENDING}")
     recipe = _shorten(recipe, steps, folder)
+    refuse_missing_start(recipe)
     accelerator = start_accelerator(recipe)
     check_recipe(recipe, world_size=accelerator.num_processes)
     refuse_misfit(recipe)
@@ -87,16 +104,41 @@ def find_learning_rate(
     top = highest_rate(recipe.train, trainer.adapted.part_of.values())
     trainer.schedule = growing_schedule(trainer.optimizer, top, lowest, highest, steps)
     rows = _search(trainer)
-    suggestion = suggest_rate(rows, smoothing_width(steps))
-    found = LearningRateSearch(suggestion, folder / "learning_rate_search.png", folder / "learning_rate_search.json")
+    return _conclude(rows, given, log)
+
+
+def _conclude(rows: list[dict[str, float]], given: dict[str, Any], log: "RunLog") -> LearningRateSearch:
+    """Write plot and table in any case, and say what is suggested, or raise."""
+    from mmtune.ground.safe_files import write_json
+    from mmtune.learning_rate_picture import draw_learning_rates
+
+    width = smoothing_width(given["steps"])
+    suggestion, note = suggest_rate(rows, width)
+    plot, table = (log.folder / f"learning_rate_search.{ending}" for ending in ("png", "json"))
     if log.active:
-        values = {"suggestion": suggestion, "lowest": lowest, "highest": highest, "steps": steps, "rows": rows}
-        write_json(found.json, values)
-        draw_learning_rates(rows, suggestion, found.plot)
+        write_json(table, {"suggestion": suggestion, "note": note, **given, "rows": rows})
+        if rows:
+            draw_learning_rates(rows, fully_smoothed(rows, width), suggestion, plot)
+    if suggestion is None:
+        drawn = f"{plot} and {table}" if rows else str(table)
+        span = f"from {given['lowest']:g} to {given['highest']:g}"
+        raise TrainingError(f"the loss fell at no learning rate {span}; see {drawn}. {_advice(log.folder, given)}")
+    if note:
+        log.line(f"note: {note}")
     log.line(
-        f"suggested learning rate {suggestion:.2g}: a tenth of where the smoothed loss was lowest; see {found.plot}"
+        f"suggested train.learning_rate: {suggestion:.2g}, a tenth of where the smoothed loss was lowest; see {plot}"
     )
-    return found
+    return LearningRateSearch(suggestion, plot, table, note)
+
+
+def _advice(folder: Path, given: dict[str, Any]) -> str:
+    from mmtune.tiny_recipe import SUFFIX
+
+    if folder.name.removesuffix(DEFAULT_ENDING).endswith(SUFFIX):
+        return "This is a tiny twin on made-up rows, where there may be nothing to learn: search without --tiny"
+    if given["steps"] < TELLING_STEPS:
+        return f"{given['steps']} steps are few, and chance decides which batch a rate meets: try --steps 100"
+    return "Look at the data and the adapter, or begin at a lower rate (--lowest)"
 
 
 def _refuse_range(lowest: float, highest: float, steps: int) -> None:
@@ -145,7 +187,7 @@ def _search(trainer: "Trainer") -> list[dict[str, float]]:
     set_modes(trainer.adapted)
     rows: list[dict[str, float]] = []
     recent: list[float] = []
-    width = smoothing_width(total)
+    width, said_every = smoothing_width(total), math.ceil(total / MOST_LINES)
     batches = read_steps(trainer, 0, total)
     with trainer.log.progress(0, total):
         while trainer.state.step < total:
@@ -156,7 +198,7 @@ def _search(trainer: "Trainer") -> list[dict[str, float]]:
                 break
             rows.append({name: row[name] for name in ("step", "learning_rate", "loss")})
             recent.append(_mean([each["loss"] for each in rows[-width:]]))
-            if trainer.cadence.due(trainer.cadence.log, trainer.state.step):
+            if trainer.cadence.due(said_every, trainer.state.step):
                 left = (total - row["step"]) * trainer.window.seconds / row["step"]
                 trainer.log.step(row, total, left)
             if len(rows) > width and recent[-1] > DIVERGED * min(recent[width - 1 :]):
@@ -185,20 +227,38 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def suggest_rate(rows: list[dict[str, float]], width: int) -> float:
-    """A tenth of the rate at which the smoothed loss was lowest, the ends left out: there it is hardly smoothed.
+def fully_smoothed(rows: list[dict[str, float]], width: int) -> list[dict[str, float]]:
+    """The rows whose mean is one of ``width`` losses: the ends are hardly smoothed."""
+    return rows[width // 2 : len(rows) - width // 2]
+
+
+def suggest_rate(rows: list[dict[str, float]], width: int) -> tuple[float | None, str]:
+    """A tenth of the rate at which the smoothed loss was lowest, the ends left out.
+
+    Where it was lowest at the first rate, which changes nothing, the first batches were easy: then the lowest of the
+    later ones counts, if the loss fell to it from the median of the first quarter.
 
     Args:
-        rows: every step's ``learning_rate`` and ``mean``.
+        rows: every step's ``learning_rate``, ``loss`` and ``mean``.
         width: losses in a mean.
 
-    Raises:
-        TrainingError: it was lowest at the first rate.
+    Returns:
+        The rate, None where the loss never fell; and what speaks against trusting it.
     """
-    smoothed = rows[width // 2 : len(rows) - width // 2]
-    best = min(smoothed, key=lambda row: row["mean"]) if smoothed else None
-    if best is None or best is smoothed[0]:
-        raise TrainingError(
-            "the loss fell at no learning rate: look at the data and the adapter, or begin at a lower rate"
-        )
-    return best["learning_rate"] / SAFETY
+    smoothed = fully_smoothed(rows, width)
+    means = [row["mean"] for row in smoothed]
+    if len(means) < 2:
+        return None, ""
+    first = max(1, int(len(means) * UNTOUCHED))
+    best, note = means.index(min(means)), ""
+    before = median(means[:first]) if best == 0 or best >= first else max(means[: best + 1])
+    if best == 0:
+        best = means.index(min(means[first:]), first)
+        note = "the smoothed loss was lowest at the very first rates, by chance; of the later ones the lowest counts"
+    if means[best] >= before:
+        return None, ""
+    scatter = median(abs(row["loss"] - row["mean"]) for row in smoothed[: best + 1]) * 1.5 / width**0.5
+    if before - means[best] < CLEAR_FALL * scatter:
+        unsure = f"it fell by {before - means[best]:.2g}, and the smoothed losses scatter by {scatter:.2g} themselves"
+        note = "; ".join(filter(None, [note, f"{unsure}: more steps or a larger batch would tell more"]))
+    return smoothed[best]["learning_rate"] / SAFETY, note

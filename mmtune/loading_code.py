@@ -3,7 +3,8 @@
 from mmtune.ground.kind_folder import kinds
 from mmtune.push_files import Package
 
-TENSOR_FILES = ("trained.safetensors", "temperature.safetensors")
+TEMPERATURE_FILE = "temperature.safetensors"
+TENSOR_FILES = ("trained.safetensors", TEMPERATURE_FILE)
 
 
 def loading_note(package: Package) -> str:
@@ -19,15 +20,23 @@ def loading_code(package: Package, repo_id: str) -> str:
     if package.kind == "model":
         return _model_code(package, repo_id)
     has_peft = package.has("adapter_model.safetensors")
-    files = [name for name in TENSOR_FILES if package.has(name)]
+    left = {TEMPERATURE_FILE} if _lacks_one(package) else set()
+    files = [name for name in TENSOR_FILES if package.has(name) and name not in left]
     imports = _imports(package, has_peft, bool(files))
     lines = [*imports, "", *_base_lines(package), ""]
     for name in files:
         what = "heads and other plain tensors" if name.startswith("trained") else "the temperature"
         lines.append(f'tensors = load_file(hf_hub_download("{repo_id}", "{name}"))  # {what}')
         lines.append("assert not base.load_state_dict(tensors, strict=False).unexpected_keys")
+    if package.has(TEMPERATURE_FILE) and TEMPERATURE_FILE not in files:
+        lines.append(f"# {TEMPERATURE_FILE} is not read here: transformers' class has no temperature")
     lines.append(f'model = PeftModel.from_pretrained(base, "{repo_id}").eval()' if has_peft else "model = base.eval()")
     return "\n".join(lines) + "\n"
+
+
+def _lacks_one(package: Package) -> bool:
+    """Whether transformers' class of the family has no temperature, so that mmtune gives it one after loading."""
+    return hasattr(kinds("backbones").get(package.family or ""), "after_loading")
 
 
 def _imports(package: Package, has_peft: bool, has_files: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """The steps of a merge: fold the adapter in, write a plain model folder, prove it; ``export_run`` calls them."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
 
 REPORT = "merge_report.json"
+
+RUN_NOTE = ".mmtune_run"
+"""File beside the weights that says where the run is on this machine, for `push`; it is never sent."""
 
 NOT_MERGED = ("optimizer", "rng", "raw")
 """What a checkpoint holds beside what was trained."""
@@ -310,8 +314,22 @@ def write_report(folder: Path, merge: Merge, proof: dict[str, Any], copied: dict
         "samples": {"from": samples, "count": len(next(iter(merge.inputs.values())))},
         **proof,
         "copied": copied,
+        "weights": {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))},
     }
     write_json(folder / REPORT, report)
+
+
+def note_run(written: Path, folder: Path, run: Path) -> None:
+    """Say in the folder where its run is: seen from where the folder will lie, so that both may move, and in full.
+
+    Args:
+        written: where the folder is written.
+        folder: where it will lie.
+        run: the run folder.
+    """
+    run = run.resolve()
+    lines = (os.path.relpath(run, folder.resolve()), str(run))
+    (written / RUN_NOTE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _what_was_merged(target: Target) -> dict[str, Any]:

@@ -120,7 +120,11 @@ def _data_type(package: Package, recipe: dict[str, Any]) -> str:
     """The data set's name on the hub, where it has one."""
     data, started_in = recipe["data"], Path(package.manifest.get("started_in", "."))
     name = str(data.get("id")) if data["kind"] == "hub" else ""
-    is_public = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not (started_in / name).is_dir()
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+    is_public = is_name and not (started_in / name).is_dir()
+    notes = package.manifest.get("data", {}).get("notes")
+    if notes is not None:  # a folder that is gone has a name like a repository's, but no commit
+        is_public = is_public and any(f"{name} at commit " in note for note in notes)
     return name if is_public else "private"
 
 

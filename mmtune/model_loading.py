@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmtune.ground.errors import CheckpointError
+from mmtune.ground.file_patterns import missing_folder
 from mmtune.ground.safe_files import read_json
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
 
 RECIPE_FILE = "recipe.resolved.json"
+MODEL_FILES = (RECIPE_FILE, "adapter_config.json", "config.json")
+"""What tells a folder that a model can be loaded from."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def resolve(target: "str | Path | Recipe") -> Target:
         target = target.output
     folder = Path(target).expanduser()
     if not folder.is_dir():
-        _refuse_mistyped(str(target), folder)
+        refuse_mistyped(str(target))
         return Target("model", Section(id=str(target)))
     if (folder / RECIPE_FILE).is_file():
         return _of_run("run", folder, choose_checkpoint(folder))
@@ -70,19 +73,14 @@ def resolve(target: "str | Path | Recipe") -> Target:
     )
 
 
-def _refuse_mistyped(name: str, folder: Path) -> None:
+def refuse_mistyped(name: str) -> None:
     """A name that is surely meant as a folder must not be looked for on the hub.
 
     Raises:
-        CheckpointError: it is no folder, but looks like one: it begins or is deep like a path, or its parent exists.
+        CheckpointError: it is no folder, but surely meant as one (`missing_folder`).
     """
-    if name.startswith("builtin:"):
-        return
-    path_like = name.startswith((".", "/", "~")) or name.count("/") > 1
-    beside = sorted(each.name for each in folder.parent.iterdir() if each.is_dir()) if folder.parent.is_dir() else []
-    if path_like or ("/" in name and beside):
-        there = f"; {folder.parent} has {', '.join(beside[:8])}" if beside else ""
-        raise CheckpointError(f"there is no folder {name}{there}")
+    if not name.startswith("builtin:") and (wrong := missing_folder(name, MODEL_FILES)):
+        raise CheckpointError(wrong)
 
 
 def _of_run(kind: Literal["run", "checkpoint"], run: Path, checkpoint: Path) -> Target:

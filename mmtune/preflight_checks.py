@@ -1,5 +1,6 @@
 """What can be known before training: each check takes what is there already and adds facts, warnings and problems."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ class Findings:
         warnings: what will run and may disappoint.
         problems: what will not run.
         media: what the data's media are called: images or sounds.
-        splits: (split, images or sounds, captions, bad) per split.
+        splits: (split, images or sounds, captions, bad) per split; None where it cannot be used.
         parts: (part, modules, trained weights, share of all weights) per part.
     """
 
@@ -37,7 +38,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     media: str = MEDIA_WORDS["image"]
-    splits: list[tuple[str, int, int, int]] = field(default_factory=list)
+    splits: list[tuple[str, int | None, int | None, int | None]] = field(default_factory=list)
     parts: list[tuple[str, int, int, float]] = field(default_factory=list)
 
     def fact(self, topic: str, what: str) -> None:
@@ -55,14 +56,36 @@ class Findings:
 
     def error(self, path: KeyPath, error: MmtuneError) -> None:
         """Note an error's message; one that begins with a key of the recipe goes to that key's place."""
-        for line in str(error).splitlines() if isinstance(error, RecipeError) else [str(error)]:
+        for line in str(error).splitlines() if isinstance(error, RecipeError) else _mistakes(str(error)):
             key, _, rest = line.partition(": ")
             named = tuple(key.split("."))
-            known = len(named) > 1 and named in self.text.places
+            known = len(named) > 1 and (named in self.text.places or _KEY.fullmatch(key) and named[: len(path)] == path)
             self.problem(named if known else path, rest if known else line.removeprefix(f"{dotted(path)} "))
 
     def _located(self, path: KeyPath, what: str) -> str:
         return str(Problem(self.text.place_of(path), dotted(path), what))
+
+
+_KEY = re.compile(r"data(\.\w+)+")
+
+
+def _mistakes(message: str) -> list[str]:
+    """The lines of a message that lists several mistakes; one with indented lines is about one, and stays whole."""
+    lines = message.splitlines()
+    return [message] if any(line.startswith(" ") for line in lines) else lines
+
+
+# --- start
+
+
+def check_start(recipe: "Recipe", findings: Findings) -> None:
+    """What the adapter is to start from is there."""
+    from mmtune.adapter_start import refuse_missing_start
+
+    try:
+        refuse_missing_start(recipe)
+    except RecipeError as error:
+        findings.error(("adapter", "start_from"), error)
 
 
 # --- backbone
@@ -181,6 +204,7 @@ def open_data(recipe: "Recipe", findings: Findings) -> "OpenedSplit | None":
             opened[split] = open_checked(recipe, split)
         except DataError as error:
             findings.error(("data",), error)
+            findings.splits.append((split, None, None, None))
             continue
         _count_split(split, opened[split], findings)
     for note in dict.fromkeys(note for one in opened.values() for note in one.notes):
@@ -233,13 +257,16 @@ def check_length(recipe: "Recipe", train: "OpenedSplit", ranks: int, findings: F
 def check_output(recipe: "Recipe", findings: Findings) -> None:
     """The run folder is free, or holds this recipe."""
     from mmtune.ground.safe_files import read_json
-    from mmtune.run_folder import RESOLVED, differing_keys
+    from mmtune.run_folder import IN_USE, RESOLVED, differing_keys, foreign_files, is_locked
 
     run = Path(recipe.output)
-    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
-        findings.fact("output", f"{run} (new)")
+    if foreign := foreign_files(run):
+        there = ", ".join(foreign[:3])
+        findings.problem(("output",), f"{run} holds no run but other files ({there}); write another folder")
+    elif is_locked(run):
+        findings.problem(("output",), f"{run}: {IN_USE}")
     elif not (run / RESOLVED).is_file():
-        findings.problem(("output",), f"{run} is in use and holds no run; write another folder")
+        findings.fact("output", f"{run} (new)")
     else:
         differing = differing_keys(read_json(run / RESOLVED), recipe.model_dump(mode="json"))
         if differing - {"train.length"}:

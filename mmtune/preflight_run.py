@@ -46,6 +46,10 @@ def check(
     from mmtune import preflight_checks as checks
 
     findings = checks.Findings(read_recipe_text(recipe_path, overrides))
+    checks.check_start(recipe, findings)
+    if findings.problems:  # what takes no time comes first
+        report(findings)
+        return 2
     checks.check_output(recipe, findings)
     description = checks.describe_backbone(recipe, findings)
     if description is not None:
@@ -79,7 +83,8 @@ def report(findings: "Findings") -> None:
     for name in (findings.media, "captions", "bad"):
         splits.add_column(name, justify="right")
     for split, media, captions, bad in findings.splits:
-        splits.add_row(split, f"{media:,}", f"{captions:,}", f"{bad:,}")
+        counts = ["unusable" if number is None else f"{number:,}" for number in (media, captions, bad)]
+        splits.add_row(split, *counts)
     for name in ("modules", "trained weights", "share"):
         parts.add_column(name, justify="right")
     for part, modules, trained, share in findings.parts:

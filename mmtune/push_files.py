@@ -4,7 +4,9 @@ Everything else (optimizer, logs, quarantine, ranks with their captions, ``.env`
 ourselves goes as a copy without paths of this machine; weights and the backbone's own files go as they are.
 """
 
+import os
 import re
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +15,11 @@ from mmtune.adapters import read_adapter_config
 from mmtune.adapters._storage import ADAPTER_FOLDER, ADAPTER_WEIGHTS, TEMPERATURE_FILE, TRAINED_FILE
 from mmtune.backbones._hub_files import COMPONENTS, SAFETENSORS
 from mmtune.ground.errors import PushError
+from mmtune.ground.file_patterns import missing_folder
 from mmtune.ground.records import MEDIA_WORDS
 from mmtune.ground.safe_files import file_hash, read_json, write_json
-from mmtune.merge_building import REPORT
-from mmtune.model_loading import RECIPE_FILE, Target, resolve
+from mmtune.merge_building import REPORT, RUN_NOTE
+from mmtune.model_loading import MODEL_FILES, RECIPE_FILE, Target, resolve
 from mmtune.public_base import Base, base_of_merge, find_base
 
 CONFIG, ADAPTER_CONFIG, CARD, SCORES = "config.json", "adapter_config.json", "README.md", "scores.json"
@@ -92,7 +95,8 @@ def collect(source: str | Path, scratch: Path, base_model: str | None = None) ->
     """
     folder = Path(source).expanduser().absolute()
     if not folder.is_dir():
-        raise PushError(f"there is no folder {source}: give a run, a merged folder, a checkpoint or a peft adapter")
+        wrong = missing_folder(str(source), MODEL_FILES) or f"there is no folder {source}"
+        raise PushError(f"{wrong}; give a run, a merged folder, a checkpoint or a peft adapter")
     if (folder / REPORT).is_file():
         return _of_merged(folder, scratch, base_model)
     target = resolve(folder)
@@ -173,22 +177,32 @@ def _of_merged(folder: Path, scratch: Path, base_model: str | None) -> Package:
     if run is not None:
         _take_run(package, run, scratch, named=False, chosen=Path(report["merged"]["folder"]).name)
     else:
-        package.notes.append("the run that was merged is not beside this folder: the card has no recipe and no scores")
+        package.notes.append("the run that was merged is not here any more: the card has no recipe and no scores")
     if base.id is None and not base.pair:
         package.notes.append("the backbone was a folder of this machine: the card names no base model")
     return package
 
 
 def _run_of_merge(folder: Path, report: dict[str, Any]) -> Path | None:
-    """The run beside the folder, if what it holds is what was merged."""
-    run, merged = folder.parent, report["merged"]
-    if not (run / RECIPE_FILE).is_file() or merged.get("run") is None:
+    """The run beside the folder, or where the merge left it, if what it holds is what was merged."""
+    merged = report["merged"]
+    if merged.get("run") is None:
         return None
-    trained = run / merged["folder"]
-    same = all(
-        (trained / name).is_file() and file_hash(trained / name) == sha for name, sha in merged["sha256"].items()
-    )
-    return run if same else None
+    for run in (folder.parent, *_noted_runs(folder)):
+        trained = run / merged["folder"]
+        hashes = merged["sha256"].items()
+        if (run / RECIPE_FILE).is_file() and all(
+            (trained / name).is_file() and file_hash(trained / name) == sha for name, sha in hashes
+        ):
+            return run
+    return None
+
+
+def _noted_runs(folder: Path) -> list[Path]:
+    """Where the note of the merge says that the run is: seen from the folder, and on this machine."""
+    note = folder / RUN_NOTE
+    lines = note.read_text(encoding="utf-8").splitlines() if note.is_file() else []
+    return [Path(os.path.normpath(folder / line)) for line in lines if line]
 
 
 def _check_whole(package: Package) -> None:
@@ -201,6 +215,19 @@ def _check_whole(package: Package) -> None:
             f"{package.folder / CONFIG} names Python code of the base's repository (auto_map), which does not go to "
             "the hub with the weights: push the adapter instead"
         )
+
+
+def refuse_changed_weights(package: Package) -> None:
+    """See that merged weights are those that the merge wrote and proved: the card tells of them.
+
+    Raises:
+        PushError: a file has another hash than the merge noted.
+    """
+    noted = (package.report or {}).get("weights", {})
+    changed = [file for file in package.files if file.name in noted and file_hash(file.path) != noted[file.name]]
+    if changed:
+        names = ", ".join(file.name for file in changed)
+        raise PushError(f"{package.folder}: {names} is not what the merge wrote (damaged or changed): merge again")
 
 
 def pin_base(package: Package, revision: str | None, scratch: Path) -> None:
@@ -231,11 +258,17 @@ def _take_run(package: Package, run: Path, scratch: Path, *, named: bool, chosen
         package.notes.append(f"the recipe in the card names files without their folders: {', '.join(shortened)}")
     package.scores = _public_scores(package, run / f"scores{f'_{chosen}' if named else ''}.json", chosen, named)
     if package.scores is None:
-        what = f"mmtune evaluate {run.name}" + (f" --checkpoint {chosen}" if named else "")
+        what = f"mmtune evaluate {_from_here(run)}" + (f" --checkpoint {chosen}" if named else "")
         package.notes.append(f"no scores of {chosen} on the test split: `{what}` makes them, and the card shows them")
         return
     write_json(scratch / SCORES, package.scores)
     package.files.append(PushFile(SCORES, scratch / SCORES))
+
+
+def _from_here(run: Path) -> str:
+    """The run as a shell takes it here; for the user's eyes, never for a file that is sent."""
+    here = Path.cwd()
+    return shlex.quote(str(run.relative_to(here) if run.is_relative_to(here) and run != here else run))
 
 
 def _without_paths(value: Any, key: str, shortened: list[str]) -> Any:

@@ -80,7 +80,7 @@ def push(
     from mmtune import hub_upload as hub
     from mmtune.evaluation_setup import name_checkpoint
     from mmtune.public_base import read_licence
-    from mmtune.push_files import collect, pin_base
+    from mmtune.push_files import collect, pin_base, refuse_changed_weights
 
     for name in (repo_id, base_model):
         if name is not None:
@@ -94,6 +94,7 @@ def push(
             pin_base(package, hub.commit_of_base(package.base, package.notes.append), Path(scratch))
         own_card = _add_card(package, repo_id, read_licence(package.base, online=not dry_run), Path(scratch))
         _refuse_leaks(package, repo_id, message or "")
+        refuse_changed_weights(package)
         if dry_run:
             return _report(package, repo_id, card=_keep_card(package, own_card))
         remote = hub.look(repo_id)

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from mmtune.adapters import refusal
 from mmtune.ground.recipe_text import KeyPath, RecipeText, dotted
+from mmtune.ground.sections import StrictSection
 from mmtune.recipe_keys import SectionClass, explain_unknown_key, kind_of, sections_by_name, sections_in, suggest
 
 SHAPE_ERRORS = {"extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found"}
@@ -155,7 +156,7 @@ def _explain(text: RecipeText, path: KeyPath, group: Sequence[ErrorDetails]) -> 
     rules = [details for details in group if details["type"] not in EXPECTED and details["type"] != "literal_error"]
     if rules:
         return "; ".join(dict.fromkeys(_explain_rule(details, shown) for details in rules))
-    words = [_expected(details) for details in group]
+    words = [_expected(details, value) for details in group]
     hint = _hint(text, path, value, {details["type"] for details in group}, group)
     start = "is empty" if value is None else f"{shown} does not fit"
     return f"{start}; write {' or '.join(dict.fromkeys(words))}{hint}"
@@ -172,10 +173,23 @@ def _explain_rule(details: ErrorDetails, shown: str) -> str:
     return f"{shown}: {details['msg'][:1].lower()}{details['msg'][1:]}"
 
 
-def _expected(details: ErrorDetails) -> str:
+def _expected(details: ErrorDetails, value: Any) -> str:
     if details["type"] == "literal_error":
         return "one of " + ", ".join(str(choice) for choice in _choices(details))
+    if details["type"] == "model_type" and (first := _first_key(details["ctx"]["class_name"])):
+        example = value if isinstance(value, (int, float)) and not isinstance(value, bool) else "..."
+        return f"a section such as {{{first}: {example}}}"
     return EXPECTED[details["type"]]
+
+
+def _first_key(class_name: str) -> str:
+    """The first key of the section class of that name, "" where several have the name or it is no section of ours."""
+    found, unseen = [], [StrictSection]
+    while unseen:
+        section = unseen.pop()
+        unseen += section.__subclasses__()
+        found += [section] if section.__name__ == class_name else []
+    return next(iter(found[0].model_fields), "") if len(found) == 1 else ""
 
 
 def _choices(details: ErrorDetails) -> list[str]:
@@ -193,6 +207,8 @@ def _hint(text: RecipeText, path: KeyPath, value: Any, asked: set[str], group: S
         return f": {int(value)}"
     if asked & {"int_type", "float_type"} and isinstance(value, str) and _is_number(value):
         return f": {value.strip()} without quotes"
+    if "float_type" in asked and isinstance(value, str) and value.endswith("%") and _is_number(value[:-1]):
+        return f": {float(value[:-1]) / 100:g} instead of {value}"
     if asked & {"list_type", "tuple_type"} and isinstance(value, (str, int, float)):
         return f": [{value}]"
     choices = [choice for details in group if details["type"] == "literal_error" for choice in _choices(details)]

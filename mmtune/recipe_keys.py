@@ -12,6 +12,36 @@ from rapidfuzz.distance import OSA, JaroWinkler
 
 SectionClass = type[BaseModel]
 
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "batch_size": "batch",
+    "per_device_train_batch_size": "batch",
+    "gradient_accumulation_steps": "micro_batch",
+    "epochs": "length",
+    "num_train_epochs": "length",
+    "max_steps": "length",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "lr_scheduler_type": "schedule",
+    "optim": "optimizer",
+    "grad_clip": "max_grad_norm",
+    "gradient_checkpointing": "activation_checkpointing",
+    "num_workers": "workers",
+    "report_to": "trackers",
+    "eval_steps": "evaluate_every",
+    "logging_steps": "log_every",
+    "save_steps": "every",
+    "save_total_limit": "keep",
+    "output_dir": "output",
+    "model_name_or_path": "id",
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "init_lora_weights": "init",
+}
+"""What transformers, peft and their users call a key of ours."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -78,13 +108,16 @@ def suggest(word: str, candidates: Iterable[str]) -> list[str]:
     """The candidates that ``word`` may be a misspelling of, likeliest first.
 
     Distance counts insertions, deletions, replacements and swapped neighbours, case and ``-`` for ``_`` are free;
-    at most a third of the letters may differ. Ties go to the candidate that begins alike.
+    at most a third of the letters may differ. Ties go to the candidate that begins alike. What other libraries call
+    a candidate is as good as its name.
     """
     typed = _plain(word)
+    candidates = tuple(dict.fromkeys(candidates))
+    if OTHER_NAMES.get(typed) in candidates and typed not in candidates:
+        return [OTHER_NAMES[typed]]
     allowed = max(1, len(typed) // 3)
     ranked = [
-        (OSA.distance(typed, _plain(name)), -JaroWinkler.similarity(typed, _plain(name)), name)
-        for name in dict.fromkeys(candidates)
+        (OSA.distance(typed, _plain(name)), -JaroWinkler.similarity(typed, _plain(name)), name) for name in candidates
     ]
     return [name for distance, _, name in sorted(ranked) if distance <= allowed]
 

@@ -37,9 +37,10 @@ def find_recipe(name: str) -> Path:
     stem = name.removesuffix(".yaml")
     if stem in found:
         return found[stem]
-    near = suggest(stem, found)
-    meant = f"did you mean {near[0]}? " if near else ""
-    raise RecipeError(f"there is no shipped recipe {name!r}; {meant}There are: {', '.join(found)}")
+    words = stem.replace("-", "_").split("_")
+    near = suggest(stem, found) or [each for each in found if all(word in each for word in words)]
+    start = f"did you mean {' or '.join(near[:3])}? There are" if near else "there are"
+    raise RecipeError(f"there is no shipped recipe {name!r}; {start}: {', '.join(found)}")
 
 
 def summary_of(path: Path) -> str:

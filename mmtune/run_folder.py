@@ -2,10 +2,11 @@
 
 import fcntl
 import importlib.metadata
+import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ PACKAGES = (
 )
 RESOLVED = "recipe.resolved.json"
 LOCK = ".lock"
+IN_USE = "another process is training in this folder: wait for it or end it"
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Start:
         checkpoint: where to go on from, or None for a fresh start.
         finished: there is nothing left to do.
         notes: lines for the log.
+        made: the folder is new.
     """
 
     checkpoint: Path | None = None
     finished: bool = False
     notes: tuple[str, ...] = ()
+    made: bool = False
 
 
 def open_run(recipe: "Recipe", *, resume: str = "auto", restart: bool = False) -> Start:
@@ -83,8 +87,7 @@ OWN_FILES = {"run.log", "quarantine.jsonl", "metrics.jsonl", LOCK}
 def _decide(recipe: "Recipe", resume: str, restart: bool) -> Start:
     run = Path(recipe.output)
     holds_run = (run / RESOLVED).exists()
-    foreign = [] if holds_run or not run.exists() else sorted({p.name for p in run.iterdir()} - OWN_FILES)
-    if foreign:
+    if foreign := foreign_files(run):
         raise RecipeError(
             f"output: {run} holds no run of this tool but other files ({', '.join(foreign[:3])}): give another folder"
         )
@@ -95,14 +98,22 @@ def _decide(recipe: "Recipe", resume: str, restart: bool) -> Start:
         notes.append(f"the old run is kept as {aside}")
         holds_run = False
     if not holds_run:
+        made = not run.exists()
         run.mkdir(parents=True, exist_ok=True)
-        return Start(notes=tuple(notes))
+        return Start(notes=tuple(notes), made=made)
     if resume == "never":
         raise RecipeError(
             f"{run} holds a run already and --resume never was given: use --restart to move it aside, "
             "or another output folder"
         )
     return _go_on(recipe, run)
+
+
+def foreign_files(run: Path) -> list[str]:
+    """What keeps a run from beginning in a folder: names of files that are no run's; empty where it holds one."""
+    if not run.exists() or (run / RESOLVED).exists():
+        return []
+    return sorted({path.name for path in run.iterdir()} - OWN_FILES) if run.is_dir() else [run.name]
 
 
 def _go_on(recipe: "Recipe", run: Path) -> Start:
@@ -148,8 +159,37 @@ def locked(run: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RecipeError(f"{run}: another process is training in this folder: wait for it or end it") from None
+            raise RecipeError(f"{run}: {IN_USE}") from None
+        if not os.fstat(file.fileno()).st_nlink:  # its holder failed and cleared the folder as this one opened it
+            raise RecipeError(f"{run}: {IN_USE}")
         yield
+
+
+def is_locked(run: Path) -> bool:
+    """Whether another process trains in a folder; a lock file that nobody holds is of no account.
+
+    Not for a process that holds the lock: closing the file here would end it.
+    """
+    if not (run / LOCK).is_file():
+        return False
+    with open(run / LOCK, "rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def clear_if_unused(run: Path, start: Start) -> None:
+    """Remove the folder that a run made and never began in, on the main rank only; the caller holds the lock.
+
+    It stays where anything else lies in it.
+    """
+    if not (start.made and is_main()) or {path.name for path in run.iterdir()} - {LOCK}:
+        return
+    (run / LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # something was put there just now
+        run.rmdir()
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> set[str]:

@@ -85,6 +85,28 @@ def save_picture(figure: "Figure", path: Path) -> None:
         figure.savefig(beside, format="png", metadata={"Software": None})
 
 
+def legend_above(axes: "Axes", handles: Sequence[Any] = (), *, columns: int = 4, rows: int = 1) -> None:
+    """The legend between title and axes, where it covers nothing.
+
+    Args:
+        axes: with their title set.
+        handles: what to explain; by default what was drawn with a label.
+        columns: entries side by side.
+        rows: room for so many at least, so that titles side by side are level.
+    """
+    handles = handles or axes.get_legend_handles_labels()[0]
+    where: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.1, "borderpad": 0.3}
+    axes.legend(handles=handles, ncols=columns, fontsize=8, handlelength=1.4, columnspacing=1.4, **where)
+    axes.set_title(axes.get_title(loc="left"), pad=7 + 13 * max(rows, -(-len(handles) // columns)))
+
+
+def _bound_share(axes: "Axes", highest: float) -> None:
+    """An axis for numbers from 0 to 1: room for words above the highest, and no tick beyond what can be reached."""
+    axes.set_ylim(0, 1.15 * (highest if highest > 0 else 1.0))
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1])
+    axes.spines["left"].set_bounds(0, min(1.0, axes.get_ylim()[1]))
+
+
 def _best(run: Path) -> tuple[str, int] | None:
     """The score that chose the best checkpoint, and the step it was taken at."""
     if not (run / "manifest.json").is_file():
@@ -114,8 +136,9 @@ def _draw_loss(axes: "Axes", rows: list[dict[str, Any]]) -> None:
         return
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     smooth = _smoothed(losses)
-    axes.plot(steps, losses, color=TUNED, alpha=0.3, linewidth=1, marker="." if len(rows) < 30 else None)
-    axes.plot(steps, smooth, color=TUNED, linewidth=1.8)
+    axes.plot(steps, losses, color=TUNED, alpha=0.3, linewidth=1, marker="." if len(rows) < 30 else None, label="loss")
+    axes.plot(steps, smooth, color=TUNED, linewidth=1.8, label="smoothed")
+    legend_above(axes, rows=2)
     _label(axes, f"{smooth[-1]:.3f}", steps[-1], smooth[-1], at_end=True)
 
 
@@ -153,8 +176,8 @@ def _draw_validation(axes: "Axes", rows: list[dict[str, Any]], best: tuple[str, 
                 value = values[steps.index(best[1])]
                 axes.plot([best[1]], [value], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, zorder=4)
                 _label(axes, f"best {value:.3f}", best[1], value, at_end=best[1] > (steps[0] + steps[-1]) / 2)
-    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
-    axes.legend(fontsize=8, loc="best")
+    _bound_share(axes, max(row["validation"][name] for row in rows for name in names if name in row["validation"]))
+    legend_above(axes, columns=2)
 
 
 def _draw_learning_rate(axes: "Axes", rows: list[dict[str, Any]]) -> None:
@@ -176,7 +199,7 @@ def _draw_learning_rate(axes: "Axes", rows: list[dict[str, Any]]) -> None:
     right.set_ylim(bottom=0)
     right.tick_params(axis="y", colors=SECOND)
     right.grid(False)
-    axes.legend(handles=[*axes.lines, *right.lines], fontsize=8, loc="best")
+    legend_above(axes, [*axes.lines, *right.lines])
 
 
 def _draw_speed(axes: "Axes", rows: list[dict[str, Any]]) -> None:
@@ -193,7 +216,7 @@ def _draw_speed(axes: "Axes", rows: list[dict[str, Any]]) -> None:
     right.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
     right.tick_params(axis="y", colors=SECOND)
     right.grid(False)
-    axes.legend(handles=[*axes.lines, *right.collections], fontsize=8, loc="best")
+    legend_above(axes, [*axes.lines, *right.collections])
 
 
 def _draw_scores(axes: "Axes", scores: dict[str, Any]) -> None:
@@ -202,6 +225,7 @@ def _draw_scores(axes: "Axes", scores: dict[str, Any]) -> None:
     places = np.arange(len(names))
     base, tuned = (np.array([scores[model][name] for name in names]) for model in ("base", "tuned"))
     edges = np.array([scores["interval95"][name] or (np.nan, np.nan) for name in names]) + base[:, None]
+    edges = np.clip(edges, 0, 1)  # no score is beyond
     axes.bar(places - 0.19, base, 0.36, color=BASE, label="base")
     axes.bar(places + 0.19, tuned, 0.36, color=TUNED, label="tuned")
     reach = np.abs(np.stack([tuned - edges[:, 0], edges[:, 1] - tuned]))
@@ -214,7 +238,7 @@ def _draw_scores(axes: "Axes", scores: dict[str, Any]) -> None:
     axes.set_xticks(places, [_two_lines(name) for name in names])
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
-    axes.margins(y=0.15)
+    _bound_share(axes, float(np.max(tops, initial=0)))
     medians = ", ".join(
         f"{name.replace('_', ' ')} {scores['base'][name]:g} → {scores['tuned'][name]:g}"
         for name in scores["base"]
@@ -224,7 +248,7 @@ def _draw_scores(axes: "Axes", scores: dict[str, Any]) -> None:
     words = MEDIA_WORDS[scores.get("modality", "image")]
     axes.set_title(f"{scores['split']} split, {scores[words]:,} {words} and {scores['texts']:,} texts{of}")
     axes.set_xlabel(medians)
-    axes.legend(fontsize=8, loc="best", ncols=3)
+    legend_above(axes)
 
 
 def _two_lines(name: str) -> str:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 INSTALL = {"tensorboard": "'mmtune[tensorboard]'", "comet_ml": "comet-ml"}
 """Tracker -> what pip is asked for, where that is not the tracker's name."""
 LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
-ABSOLUTE = re.compile(r"^(/|~|[A-Za-z]:[\\/]|file://)")
+ABSOLUTE = re.compile(r"(?:^|(?<=[{,]))(?:/|~|[A-Za-z]:[\\/]|\\\\|file://)[^,{}]*")
+"""An absolute path, alone or among the alternatives of a pattern (``{/data/a,/data/b}.tar``)."""
 
 
 def refuse_missing(trackers: Sequence[str]) -> None:
@@ -79,4 +80,8 @@ def _shown(key: str, value: Any) -> str:
     text = LOGIN.sub("", str(value))
     if value is not None and (is_secret_value(key, text) or find_secrets(text)):
         return "(not shown)"
-    return Path(text).name if isinstance(value, str) and ABSOLUTE.match(text) else text
+    return _last_name(text) if ABSOLUTE.match(text) else ABSOLUTE.sub(lambda path: _last_name(path[0]), text)
+
+
+def _last_name(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

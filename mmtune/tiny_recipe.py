@@ -58,18 +58,23 @@ def tiny_run(target: str, recipe: "Recipe | None" = None) -> str:
     """What stands for ``target`` in the tiny world: the run that ``finetune --tiny`` made of it.
 
     Args:
-        target: a run (or anything in it), a hub id or a model folder.
+        target: a run (or anything in it), the recipe of one, a hub id or a model folder.
         recipe: a tiny recipe whose backbone stands for a model that is no run.
 
     Raises:
         CheckpointError: there is no such run.
     """
     path = Path(target)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        from mmtune.recipe_schema import load_recipe
+
+        path = Path(load_recipe(path).output)
+        target = str(path)
     for folder in (path, *path.parents):
         beside = folder.with_name(folder.name + SUFFIX) if folder.name else folder
-        if folder.name.endswith(SUFFIX) or (beside != folder and beside.is_dir()):
-            run = folder if folder.name.endswith(SUFFIX) else beside
-            return str(run / path.relative_to(folder))
+        found = (folder if folder.name.endswith(SUFFIX) else beside) / path.relative_to(folder)
+        if folder.name.endswith(SUFFIX) or (beside != folder and found.is_dir()):
+            return str(found)
     if recipe is not None and not path.is_dir():
         return str(recipe.backbone.name)
     raise CheckpointError(f"there is no tiny run {target}{SUFFIX}: make it with `mmtune finetune RECIPE --tiny`")

@@ -62,7 +62,7 @@ def open_training_data(recipe: "Recipe", log: RunLog) -> TrainingData:
     bad = tuple(item for opened in splits.values() for item in opened.bad)
     _check_same_on_all_ranks(splits["train"])
     for note in dict.fromkeys(note for opened in splits.values() for note in opened.notes):
-        log.line(note)
+        log.line(f"data: {note}")
     for item in bad[:10]:
         log.line(f"quarantined {item.where}: {item.reason}")
     if len(bad) > 10:

@@ -115,7 +115,7 @@ def _stop_as_asked(trainer: Trainer, number: int) -> None:
         f"stopped by {signal.Signals(number).name} after step {trainer.state.step} of {trainer.cadence.total}; "
         f"{checkpoint_name(trainer.state.step)} is written, and the same command goes on from it"
     )
-    trainer.log.line(message)
+    trainer.log.keep(message)  # it is said where the error is shown
     raise RunStopped(message, 128 + number)
 
 

@@ -19,14 +19,16 @@ def fit(recipe: "Recipe | str | Path", *, resume: str = "auto", restart: bool = 
         RunStopped: SIGTERM or Ctrl-C came; the checkpoint is written.
         MmtuneError: whatever else the user can mend; see ``mmtune.ground.errors``.
     """
+    from mmtune.adapter_start import refuse_missing_start
     from mmtune.ground.run_log import RunLog
     from mmtune.recipe_schema import Recipe, check_recipe, load_recipe
-    from mmtune.run_folder import forget_manifest, locked, open_run
+    from mmtune.run_folder import clear_if_unused, forget_manifest, locked, open_run
     from mmtune.run_setup import refuse_misfit, start_accelerator
     from mmtune.run_trackers import start_trackers
     from mmtune.trainer_building import build_trainer
 
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    refuse_missing_start(recipe, restart=restart)
     accelerator = start_accelerator(recipe)
     check_recipe(recipe, world_size=accelerator.num_processes)
     refuse_misfit(recipe)
@@ -41,7 +43,11 @@ def fit(recipe: "Recipe | str | Path", *, resume: str = "auto", restart: bool = 
             log.line(note)
         if start.checkpoint is None:
             forget_manifest(run)
-        trainer = build_trainer(recipe, accelerator, log, start.checkpoint)
+        try:
+            trainer = build_trainer(recipe, accelerator, log, start.checkpoint)
+        except BaseException:
+            clear_if_unused(run, start)
+            raise
         start_trackers(accelerator, recipe)
         if start.checkpoint:
             _go_on(trainer, start.checkpoint)

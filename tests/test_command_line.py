@@ -135,9 +135,11 @@ def test_evaluate_merge_and_predict_hand_their_options_on(run: Any, stories: Any
     assert stories["merge"][1] == plain
     assert run("predict", "runs/x", "photos", "-o", "e.npy", "--kind", "text", "--batch", "8", "--workers", "2")[0] == 0
     named = {"output": Path("e.npy"), "kind": "text", "column": None, "images": None, "batch": 8, "workers": 2}
-    assert stories["predict"] == (("runs/x", "photos"), named)
+    assert stories["predict"] == (("runs/x", ["photos"]), named)
     assert run("predict", "runs/x", "pairs.csv", "-o", "e.npy", "--column", "title")[0] == 0
     assert stories["predict"][1]["kind"] is None and stories["predict"][1]["column"] == "title"
+    assert run("predict", "runs/x", "a.png", "b.png", "-o", "e.npy")[0] == 0
+    assert stories["predict"][0] == ("runs/x", ["a.png", "b.png"])
 
 
 def test_push_and_find_lr_hand_their_options_on(run: Any, stories: Any) -> None:
@@ -149,7 +151,7 @@ def test_push_and_find_lr_hand_their_options_on(run: Any, stories: Any) -> None:
     code, out, _ = run("find-lr", RECIPE, "seed=2", "--lowest", "1e-6", "--highest", "0.1", "--steps", "50", "-o", "x")
     named = {"lowest": 1e-6, "highest": 0.1, "steps": 50, "output": Path("x")}
     assert stories["find_learning_rate"] == ((load_recipe(RECIPE, ["seed=2"]),), named)
-    assert code == 0 and "0.0003" in out and "plot.png" in out
+    assert code == 0 and out == "", "the story says itself what it found"
 
 
 def test_the_shell_completes_commands_and_recipe_names() -> None:

@@ -76,6 +76,17 @@ def test_files_beside_the_weights_are_copied_byte_for_byte(
     assert copied == {name: original[name] for name in set(original) - weights}
 
 
+def test_a_folder_written_elsewhere_says_where_its_run_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove_here(monkeypatch)
+    elsewhere = tmp_path / "models" / "mine"
+    assert merge_by_command(monkeypatch, run, "-o", elsewhere) == 0
+    assert (elsewhere / merge_building.RUN_NOTE).read_text() == f"../../run\n{run}\n"
+    assert str(tmp_path) not in (elsewhere / "merge_report.json").read_text()
+    assert merge_by_command(monkeypatch, run, "-o", elsewhere) == 0, "and is no reason not to replace it"
+
+
 def test_a_proof_that_fails_is_a_non_zero_exit_and_no_folder(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

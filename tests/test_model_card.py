@@ -112,9 +112,16 @@ def test_the_text_is_the_runs(tmp_path: Path) -> None:
 
 def test_data_of_the_hub_is_named_as_there(tmp_path: Path) -> None:
     (tmp_path / "saved" / "set").mkdir(parents=True)
-    for name, expected in [("someone/pairs", "someone/pairs"), ("saved/set", "private"), ("./saved", "private")]:
+    for name, notes, expected in [
+        ("someone/pairs", {}, "someone/pairs"),
+        ("someone/pairs", {"notes": [f"data: someone/pairs at commit {COMMIT}"]}, "someone/pairs"),
+        ("saved/gone", {"notes": ["data: saved/gone"]}, "private"),
+        ("saved/set", {}, "private"),
+        ("./saved", {}, "private"),
+    ]:
         recipe = {**RECIPE, "data": {"kind": "hub", "id": name}}
-        made = package(recipe=recipe, manifest={**MANIFEST, "started_in": str(tmp_path)})
+        facts = {**MANIFEST["data"], **notes}
+        made = package(recipe=recipe, manifest={**MANIFEST, "data": facts, "started_in": str(tmp_path)})
         results = model_index_to_eval_results(metadata(write_card(made, "me/x", {}), tmp_path)["model-index"])[1]
         assert {each.dataset_type for each in results} == {expected}
 
@@ -230,6 +237,22 @@ def test_every_adapter_loads_by_its_card(
     assert torch.allclose(embeddings(expected, inputs), wanted, atol=1e-6)  # float32, the same order of sums
     assert expected.model.logit_scale.item() == scale
     assert not torch.allclose(embeddings(load_model(str(tiny_clip_folder)), inputs), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(set(kinds("backbones")) - {"clip", "dual_encoder"}))
+def test_an_adapter_of_every_family_loads_by_its_card(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLIP's and BLIP-2's classes have no temperature of their own to put the trained one into."""
+    base = tiny_folder(family, tmp_path / "base")
+    parts = [part for part in kinds("backbones")[family].FAMILY.parts if (family, part) != ("align", "vision")]
+    run = make_run(tmp_path / "run", {"id": str(base)}, {**LORA, "parts": parts})
+    expected = load_model(run).model.state_dict()
+    found = run_by_card(run, tmp_path, monkeypatch, base).state_dict()
+    plain = {name for name in found if "lora_" not in name}
+    assert plain <= set(expected) and all(torch.equal(found[name], expected[name]) for name in plain)
+    adapter = [(value, expected[name]) for name, value in found.items() if ".lora_B." in name]
+    assert adapter and all(value.any() and value.equal(wanted) for value, wanted in adapter)
 
 
 def test_a_run_on_the_builtin_backbone_loads_by_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

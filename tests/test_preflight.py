@@ -86,12 +86,31 @@ def test_problems_of_every_room_come_at_once(recipe: Path, capsys: pytest.Captur
         ("data.splits={train: learn, test: test}", "'learn'"),
         ("data.max_bad_fraction=0", ":3: data: 1 of 33 "),
         ("train.batch=64", "command line: train.batch: 64 is larger than an epoch of 32 items"),
-        ("output=/etc", "command line: output: /etc is in use and holds no run"),
+        ("adapter.start_from=/nowhere", "command line: adapter.start_from: there is no folder /nowhere"),
+        ("output=/etc", "command line: output: /etc holds no run but other files ("),
     ],
 )
 def test_one_problem_each(recipe: Path, capsys: pytest.CaptureFixture[str], override: str, said: str) -> None:
     assert check(recipe, [override]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_split_that_fails_is_in_the_table_and_every_line_has_its_place(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(recipe, ["data.max_bad_fraction=0"]) == 2
+    out = capsys.readouterr().out
+    table = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in out.splitlines() if "│" in line}
+    assert [cell.strip() for cell in table["train"]] == ["unusable"] * 3 and table["test"][0].strip() == "8"
+    assert check(recipe, ["data.caption=text", "data.id=sku"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "has no column" in line]
+    assert [line.split(" has ")[0].split(": ")[:2] for line in lines] == [
+        ["command line", "data.id"],
+        ["command line", "data.caption"],
+    ]
+    assert check(recipe, ["data.splits={train: train, column: fold}"]) == 2
+    err = capsys.readouterr().err
+    assert "command line: data.splits.column: " in err and err.count("no column 'fold'") == 1
 
 
 def test_captions_all_makes_every_pair_an_item(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +146,9 @@ def test_a_run_folder_of_this_recipe_or_another(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = [f"output={tmp_path}"]
+    (tmp_path / ".lock").touch()
+    assert check(recipe, here) == 0
+    assert f"{tmp_path} (new)" in capsys.readouterr().out, "a lock that nobody holds is of no account"
     (tmp_path / "recipe.resolved.json").write_text(json.dumps(resolved_json(load_recipe(recipe, here))))
     assert check(recipe, here) == 0
     assert check(recipe, [*here, "train.length=3 epochs"]) == 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mmtune import load_recipe, merge_proof, score
 from mmtune.ground.errors import PushError
+from mmtune.merge_building import RUN_NOTE, note_run
 from mmtune.model_loading import load_model
 from mmtune.push_run import push
 
@@ -196,6 +198,51 @@ def test_a_local_base_is_named_by_the_user_and_compared(
     hub.add("someone/older", {"config.json": b"{}", "pytorch_model.bin": b"other weights"})
     said = str(push(run, "me/second", base_model="someone/older"))
     assert "note: base model someone/older: nobody compared its weights" in said
+
+
+def test_merged_weights_that_are_not_what_was_proved_stay(world: World, hub: local_hub.Hub, tmp_path: Path) -> None:
+    merged = world.copy(tmp_path) / "merged"
+    weights = bytearray((merged / "model.safetensors").read_bytes())
+    weights[-1] ^= 1  # one bit of the last tensor
+    (merged / "model.safetensors").write_bytes(weights)
+    for dry_run in (True, False):
+        with pytest.raises(PushError, match="model.safetensors is not what the merge wrote .*: merge again"):
+            push(merged, "me/merged", dry_run=dry_run)
+    assert hub.seen("POST") == []
+
+
+def test_a_folder_merged_elsewhere_finds_its_run(
+    world: World, hub: local_hub.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `mmtune merge -o` leaves it; the note of the run never goes, and a run that is gone or another is not used."""
+    run, elsewhere = world.copy(tmp_path), tmp_path / "elsewhere" / "model"
+    shutil.copytree(run / "merged", elsewhere)
+    note_run(elsewhere, elsewhere, run)
+    report = push(elsewhere, "me/merged")
+    sent = hub.repositories["me/merged"].files
+    assert names(hub, "me/merged") == MODEL and RUN_NOTE in report.left, "with the scores of the run"
+    assert b"## Scores" in sent["README.md"] and b"characters: 60" in sent["README.md"]
+    assert str(tmp_path).encode() not in b"".join(sent.values())
+    moved = Path(shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}_moved")) / "elsewhere" / "model"
+    run.rename(tmp_path / "gone")
+    assert "scores.json" in {name for name, _ in push(moved, "me/moved", dry_run=True).files}, "both moved"
+    said = str(push(elsewhere, "me/second", dry_run=True))
+    assert "the run that was merged is not here any more" in said and "scores.json" not in said
+
+
+def test_the_command_that_makes_scores_can_be_run_here(
+    world: World, hub: local_hub.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(world.run, tmp_path / "my runs" / "products"))
+    (run / "scores.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert "`mmtune evaluate 'my runs/products'` makes them" in str(push("my runs/products", "me/x", dry_run=True))
+    monkeypatch.chdir(run)
+    assert f"`mmtune evaluate '{run}'` makes them" in str(push(".", "me/x", dry_run=True))
+    card = (run / "README.md").read_text()
+    assert "my runs" not in card and "output: products" in card
+    with pytest.raises(PushError, match=r"there is no folder ../prodcuts; did you mean ../products\?; "):
+        push("../prodcuts", "me/x")
 
 
 def test_a_base_folder_that_is_gone_is_not_taken_for_a_repository(

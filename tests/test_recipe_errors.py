@@ -128,7 +128,7 @@ ONE_PROBLEM = [
         "  parts: [vision]\n  rank: {text: 4}",
         "x.yaml:5: adapter.rank: rank per part must name",
     ),
-    ("train: {", "train: 3\nx: {", "x.yaml:9: train: 3 does not fit; write a section such as {key: value}"),
+    ("train: {", "train: 3\nx: {", "x.yaml:9: train: 3 does not fit; write a section such as {length: 3}"),
 ]
 
 
@@ -204,3 +204,19 @@ def test_whatever_is_typed_the_answer_is_a_recipe_or_a_list_of_places(tmp_path: 
         except RecipeError as error:
             assert all(line.startswith((f"{path}:", "command line: ")) for line in str(error).splitlines()), text
     assert 10 < num_sound < 150
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lr=1e-3", "did you mean learning_rate?"),
+        ("adapter.lora_alpha=3", "did you mean alpha?"),
+        ("train.batch_size=3", "did you mean batch?"),
+        ("train.ema=0.9", "write a section such as {decay: 0.9}"),
+        ("train.early_stopping=3", "write a section such as {patience: 3}"),
+        ("data.look={camera} by night", "text that begins with { or [ needs quotes of its own"),
+    ],
+)
+def test_what_other_libraries_call_it_and_what_a_shell_makes_of_it(tmp_path: Path, override: str, said: str) -> None:
+    found = problems_of(tmp_path, SOUND, override)
+    assert any(problem.startswith("command line: ") and said in problem for problem in found), found

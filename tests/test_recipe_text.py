@@ -150,6 +150,11 @@ def test_a_yaml_directive_does_not_bring_the_old_rules_back() -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="there is no such recipe"):
         read_recipe_text(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="mmtune recipes copy none"):
+        read_recipe_text(tmp_path / "none")
+    (tmp_path / "mine.yaml").write_text("a: 1")
+    with pytest.raises(RecipeError, match=r"did you mean .*mine\.yaml\?"):
+        read_recipe_text(tmp_path / "mine")
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe_text(tmp_path)
     path = tmp_path / "latin.yaml"

@@ -10,7 +10,17 @@ from small_runs import small_recipe
 
 from mmtune.ground.errors import CheckpointError, DataError, RecipeError
 from mmtune.ground.safe_files import read_json
-from mmtune.run_folder import LOCK, RESOLVED, differing_keys, locked, open_run, same_revision, write_recipe
+from mmtune.run_folder import (
+    LOCK,
+    RESOLVED,
+    clear_if_unused,
+    differing_keys,
+    is_locked,
+    locked,
+    open_run,
+    same_revision,
+    write_recipe,
+)
 from mmtune.training_run import fit
 
 
@@ -34,6 +44,25 @@ def test_a_start_that_failed_early_leaves_the_folder_free(tmp_path: Path, tiny_c
     write_recipe(run, recipe)
     start = open_run(small_recipe(tmp_path, tiny_clip_folder, "train.micro_batch=2"))
     assert start.checkpoint is None and "train.micro_batch" in start.notes[0]
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path: Path, tiny_clip_folder: Path) -> None:
+    recipe = small_recipe(tmp_path, tiny_clip_folder)
+    (tmp_path / "pairs.jsonl").write_text("no line of JSON\n" * 9)
+    run = Path(recipe.output)
+    with pytest.raises(DataError):
+        fit(recipe)
+    assert not run.exists()
+    run.mkdir()
+    with pytest.raises(DataError):
+        fit(recipe)
+    assert run.is_dir(), "a folder that was there stays"
+    (run / LOCK).unlink()
+    run.rmdir()
+    made = open_run(recipe)
+    (run / "words.txt").write_text("put there meanwhile")
+    clear_if_unused(run, made)
+    assert (run / "words.txt").exists() and made.made
 
 
 def test_a_finished_run_without_its_checkpoints_is_not_trained_over(tmp_path: Path, tiny_clip_folder: Path) -> None:
@@ -61,6 +90,19 @@ def test_other_data_or_weights_are_not_gone_on_with(tmp_path: Path, tiny_clip_fo
     assert fit(longer) == run and read_json(run / "manifest.json")["steps"] == 6
     with pytest.raises(RecipeError, match="trained for 6 steps already"):
         fit(small_recipe(tmp_path, tiny_clip_folder, "train.length=5 steps"))
+
+
+def test_a_run_that_was_interrupted_may_be_made_shorter(tmp_path: Path, tiny_clip_folder: Path) -> None:
+    """4 of 40 steps are trained: 6 go on, 3 do not."""
+    run = fit(small_recipe(tmp_path, tiny_clip_folder))
+    write_recipe(run, small_recipe(tmp_path, tiny_clip_folder, "train.length=40 steps"))
+    manifest = read_json(run / "manifest.json")
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "stopped"}))
+    with pytest.raises(RecipeError, match="trained for 4 steps already"):
+        fit(small_recipe(tmp_path, tiny_clip_folder, "train.length=3 steps"))
+    fit(small_recipe(tmp_path, tiny_clip_folder, "train.length=6 steps"))
+    assert read_json(run / "manifest.json")["steps"] == 6
+    assert "train.length changed from 40 steps to 6 steps" in (run / "run.log").read_text()
 
 
 def test_a_run_is_found_from_anywhere(tmp_path: Path, tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,11 +138,13 @@ with locked(Path({str(tmp_path)!r})):
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(RecipeError, match="another process is training"), locked(tmp_path):
             pass
+        assert is_locked(tmp_path)
     finally:
         other.kill()
         other.wait()
     with locked(tmp_path):
         assert (tmp_path / LOCK).exists(), "a lock goes with its process"
+    assert not is_locked(tmp_path) and not is_locked(tmp_path / "nowhere")
 
 
 def test_keys_that_differ_are_named_and_the_folder_may_move() -> None:
@@ -133,6 +177,7 @@ def test_what_does_not_fit_the_backbone_is_refused_before_weights(
 
 
 def test_a_mistyped_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmtune import score
     from mmtune.model_loading import resolve
 
     (tmp_path / "runs" / "shop").mkdir(parents=True)
@@ -140,6 +185,14 @@ def test_a_mistyped_run_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch
     for name in ("runs/shpo", "./nowhere", "a/b/c"):
         with pytest.raises(CheckpointError, match=f"there is no folder {name}"):
             resolve(name)
+    with pytest.raises(CheckpointError, match=r"there is no folder runs/shpo; did you mean runs/shop\?; runs has shop"):
+        resolve("runs/shpo")
+    assert resolve("shop").kind == "model", "a folder that holds no model is not what is meant"
+    (tmp_path / "runs" / "shop" / "recipe.resolved.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"there is no folder shop; did you mean runs/shop\?$"):
+        score("shop")
+    with pytest.raises(RecipeError, match="there is no folder other here, and a model of the hub does not say where"):
+        score("other")
     assert resolve("openai/clip-vit-base-patch32").kind == "model", "a hub id is left to the hub"
 
 

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from mmtune import run_report
+from mmtune.ground.sound_reading import Sound
 from mmtune.metrics import retrieval_scores
 from mmtune.metrics._ranking import Positives
-from mmtune.retrieval_picture import draw_retrievals, first_images
+from mmtune.retrieval_picture import BANDS, MOMENTS, RANGE, draw_retrievals, first_images, spectrogram
 from mmtune.run_report import draw_curves, read_rows
 from mmtune.scored_split import SplitEmbeddings
 
@@ -126,9 +129,45 @@ def test_first_images_are_the_nearest():
     assert first_images(embedded, 2, 3).tolist() == sorted(range(7), key=lambda n: -similarities[n])[:3]
 
 
+def test_sounds_are_told_apart(tmp_path: Path):
+    time = np.arange(8000) / 16_000
+    low, high = (Sound(np.sin(2 * np.pi * pitch * time).astype(np.float32), 16_000) for pitch in (250, 3000))
+    pictures = [spectrogram(sound) for sound in (low, high)]
+    peaks = [int(picture.mean(axis=1).argmax()) for picture in pictures]
+    assert all(picture.shape == (BANDS, MOMENTS) for picture in pictures) and peaks[0] + 20 < peaks[1]
+    later = Sound(np.concatenate([np.zeros(8000, np.float32), low.waveform]), 16_000)
+    heard = spectrogram(later)[peaks[0]]
+    assert heard[: MOMENTS // 3].max() == -RANGE and heard[-MOMENTS // 3 :].min() > -6
+    for odd in (np.zeros(8000, np.float32), np.ones(1, np.float32)):
+        assert np.isfinite(spectrogram(Sound(odd, 1000))).all(), "silence and a single sample"
+
+
 def test_the_frame_follows_the_positives(tmp_path: Path):
     embedded = squares(0)
     right = draw_retrievals(tmp_path / "a.png", {"base": embedded}, seed=0, num_queries=1).read_bytes()
     turned = Positives.from_lists([[(n + 1) % 7] for n in range(7)])
     object.__setattr__(embedded, "text_to_image", turned)
     assert draw_retrievals(tmp_path / "b.png", {"base": embedded}, seed=0, num_queries=1).read_bytes() != right
+
+
+def test_legends_cover_nothing_and_shares_end_at_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Figure] = []
+    monkeypatch.setattr(run_report, "save_picture", lambda figure, path: seen.append(figure))
+    run = write_run(tmp_path / "run", scored=True)
+    scores = json.loads((run / "scores.json").read_text())
+    scores["tuned"] = {name: 1.0 for name in scores["base"]}
+    scores["interval95"] = {name: (0.5, 0.9) for name in scores["base"]}
+    (run / "scores.json").write_text(json.dumps(scores))
+    draw_curves(run)
+    figure = seen[0]
+    figure.canvas.draw()
+    legends = [axes for axes in figure.axes if axes.get_legend()]
+    assert len(legends) == 5
+    for axes in legends:
+        box = axes.get_legend().get_window_extent()
+        assert box.y0 >= axes.get_window_extent().y1 - 1, "above what is drawn"
+        assert not any(box.overlaps(text.get_window_extent()) for text in axes.texts)
+    shares = [axes for axes in legends if axes.get_title(loc="left").startswith(("test split", "validation"))]
+    assert all(max(axes.get_yticks()) <= 1 for axes in shares) and len(shares) == 2
+    whiskers = [path.vertices for each in shares[0].collections + shares[1].collections for path in each.get_paths()]
+    assert max(ends[:, 1].max() for ends in whiskers) <= 1

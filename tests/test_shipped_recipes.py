@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmtune.ground.errors import RecipeError
 from mmtune.recipe_schema import load_recipe, recipe_from_json, resolved_json
 from mmtune.recipe_shelf import find_recipe, find_shelf, shipped_recipes, summary_of
 
@@ -64,3 +65,12 @@ def test_what_each_recipe_is_about() -> None:
 
 def test_a_recipe_is_found_with_and_without_its_ending() -> None:
     assert find_recipe("quickstart") == find_recipe("quickstart.yaml") == dict(RECIPES)["quickstart"]
+
+
+def test_a_name_that_is_nearly_right_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean clip_retrieval_full"):
+        find_recipe("clip_full")
+    with pytest.raises(RecipeError, match="did you mean quickstart"):
+        find_recipe("quikstart")
+    with pytest.raises(RecipeError, match="^there is no shipped recipe 'zzz'; there are: "):
+        find_recipe("zzz")

@@ -107,8 +107,14 @@ def test_a_run_is_found_by_the_name_it_has_in_earnest(tmp_path: Path) -> None:
     assert tiny_run(str(tmp_path / "x_tiny")) == str(tmp_path / "x_tiny")
     inside = tiny_run(str(tmp_path / "x" / "checkpoints" / "step-000002"))
     assert inside == str(tmp_path / "x_tiny" / "checkpoints" / "step-000002")
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(shipped_recipes()["quickstart"].read_text().replace("runs/quickstart", str(tmp_path / "x")))
+    assert tiny_run(str(recipe)) == str(tmp_path / "x_tiny")
     with pytest.raises(CheckpointError, match="finetune RECIPE --tiny"):
         tiny_run(str(tmp_path / "y"))
+    (tmp_path / "x" / "other").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="finetune RECIPE --tiny"):
+        tiny_run(str(tmp_path / "x" / "other"))  # x_tiny is the run of x, not of what lies in it
 
 
 def test_the_commands_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -91,11 +91,14 @@ def test_no_path_secret_or_login_is_shown(
     values = {
         "path": {"train": "/home/someone/a.jsonl"},
         "images": "~/pictures/all",
+        "shards": "{/home/someone/a,/home/someone/b}.tar",
+        "share": "\\\\nas\\someone\\c.jsonl",
         "splits": {"api_key": "0123456789", "train": "https://me:word@host.org/x", "test": "h" + "f_" + "a1" * 15},
     }
     monkeypatch.setattr(type(recipe), "model_dump", lambda *_, **__: {"data": values, "adapter": {"parts": ["vision"]}})
     shown = shown_config(recipe)
     assert shown["data.path.train"] == "a.jsonl" and shown["data.images"] == "all"
+    assert shown["data.shards"] == "{a,b}.tar" and shown["data.share"] == "c.jsonl"
     assert shown["data.splits.api_key"] == shown["data.splits.test"] == "(not shown)"
     assert "word" not in str(shown) and "someone" not in str(shown) and str(tmp_path) not in str(shown)
     assert shown["adapter.parts.0"] == "vision"

@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +10,9 @@ from mmtune.ground.errors import DataError
 
 MOST_FILES = 1_000_000
 """More than this is a slip of the pen: ``{0..999999999}``."""
+
+MOST_NAMES = 8
+"""Names of a folder that a message lists."""
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -40,15 +43,19 @@ def _words(inside: str) -> Iterator[str] | None:
     return iter(inside.split(",")) if "," in inside else None
 
 
-def files_of(pattern: str, setting: str) -> list[Path]:
+def files_of(pattern: str, setting: str, ending: str) -> list[Path]:
     """The files that a pattern stands for: in the order of its braces, and sorted within each ``*``; each once.
+
+    A folder stands for the files in it that have the ending, sorted.
 
     Args:
         pattern: a path; ``{}`` as `expand_braces`, ``*``, ``?``, ``[]`` and ``**`` as in a shell.
         setting: the recipe's key, for the message.
+        ending: of the files of a folder, such as ``.tar``.
 
     Raises:
-        DataError: names without a file, all of them (the first five are shown), or a range that is endless.
+        DataError: folders without such files; names without a file, all of them (the first five are shown), or a range
+            that is endless.
     """
     if Path(pattern).is_file():
         return [Path(pattern)]
@@ -58,7 +65,7 @@ def files_of(pattern: str, setting: str) -> list[Path]:
     found: dict[Path, None] = {}
     missing: list[str] = []
     for name in names:
-        there = _matches(name)
+        there = files_in(name, setting, ending) if Path(name).is_dir() else _matches(name)
         found.update(dict.fromkeys(there))
         missing += [] if there else [name]
     if missing:
@@ -68,7 +75,23 @@ def files_of(pattern: str, setting: str) -> list[Path]:
     return list(found)
 
 
-def files_of_splits(patterns: Mapping[str, str], setting: str) -> dict[str, list[Path]]:
+def files_in(folder: str, setting: str, ending: str) -> list[Path]:
+    """The files of a folder (not below it) that have the ending, sorted.
+
+    Raises:
+        DataError: there is none.
+    """
+    inside = sorted(Path(folder).iterdir())
+    found = [path for path in inside if path.name.lower().endswith(ending) and path.is_file()]
+    if not found:
+        names = ", ".join(path.name for path in inside[:MOST_NAMES]) or "nothing"
+        deeper = next((path.parent for path in sorted(Path(folder).glob(f"*/*{ending}"))), None)
+        hint = f"; write '{Path(folder) / '*' / f'*{ending}'}' for those in {deeper.name}" if deeper else ""
+        raise DataError(f"{setting}: {folder} is a folder without *{ending}; it holds {names}{hint}")
+    return found
+
+
+def files_of_splits(patterns: Mapping[str, str], setting: str, ending: str) -> dict[str, list[Path]]:
     """`files_of` for a pattern per split ("" where one pattern stands for all).
 
     Raises:
@@ -78,7 +101,7 @@ def files_of_splits(patterns: Mapping[str, str], setting: str) -> dict[str, list
     problems = []
     for split, pattern in patterns.items():
         try:
-            found[split] = files_of(pattern, f"{setting}.{split}" if split else setting)
+            found[split] = files_of(pattern, f"{setting}.{split}" if split else setting, ending)
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -103,5 +126,48 @@ def _siblings(name: str) -> str:
         return ""
     if not folder.is_dir():
         return f"; there is no folder {folder}"
-    names = sorted(path.name for path in folder.iterdir())
-    return f"; {folder} holds {', '.join(names[:8]) or 'nothing'}{' ...' if len(names) > 8 else ''}"
+    names = nearest_first(Path(name).name, (path.name for path in folder.iterdir()))
+    return f"; {folder} holds {', '.join(names[:MOST_NAMES]) or 'nothing'}{' ...' if len(names) > MOST_NAMES else ''}"
+
+
+def missing_folder(name: str, holds: Sequence[str] = ()) -> str | None:
+    """What to say of a name that is surely meant as a folder and is none; None where it may be a name on the hub.
+
+    It is meant as one where it begins or is deep like a path, where its parent is a folder here, and where a folder of
+    that name, one level down, has a file that ``holds`` names.
+    """
+    place = Path(name).expanduser()
+    path_like = name.startswith((".", "/", "~")) or name.count("/") > 1
+    beside = [path.name for path in _inside(place.parent) if path.is_dir()]
+    deeper = [each / name for each in _inside(Path()) if holds and "/" not in name]
+    below = [path for path in deeper if any((path / file).is_file() for file in holds)]
+    if not path_like and not below and not ("/" in name and beside):
+        return None
+    near = nearest_first(place.name, beside)
+    guesses = [str(path) for path in below] or [
+        str(place.parent / each) for each in near[:1] if _alike(place.name, each)
+    ]
+    guess = f"; did you mean {' or '.join(guesses[:3])}?" if guesses else ""
+    there = f"; {place.parent} has {', '.join(near[:MOST_NAMES])}" if near and not below else ""
+    return f"there is no folder {name}{guess}{there}"
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _alike(name: str, other: str) -> bool:
+    from rapidfuzz import fuzz, utils
+
+    return fuzz.ratio(name, other, processor=utils.default_process) >= 60
+
+
+def nearest_first(name: str, names: Iterable[str]) -> list[str]:
+    """Names by their likeness to one that is not there, so that a list that is cut still holds what was meant."""
+    from rapidfuzz import fuzz, utils
+
+    score = {each: fuzz.ratio(name, each, processor=utils.default_process) for each in names}
+    return sorted(score, key=lambda each: (-score[each], each))

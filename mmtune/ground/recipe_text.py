@@ -97,7 +97,7 @@ def read_recipe_text(path: str | Path, overrides: Sequence[str] = ()) -> RecipeT
     try:
         raw = source.read_bytes()
     except FileNotFoundError as error:
-        raise RecipeError(f"{path}: there is no such recipe; `mmtune recipes list` shows the shipped ones") from error
+        raise RecipeError(f"{path}: there is no such recipe{_where_it_may_be(source)}") from error
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
     try:
@@ -109,6 +109,13 @@ def read_recipe_text(path: str | Path, overrides: Sequence[str] = ()) -> RecipeT
     for override in overrides:
         _lay_over(recipe, override)
     return recipe
+
+
+def _where_it_may_be(path: Path) -> str:
+    beside = path.with_name(f"{path.name}.yaml")
+    if beside.is_file():
+        return f"; did you mean {beside}?"
+    return f"; one of `mmtune recipes list` is copied first: mmtune recipes copy {path.stem}"
 
 
 def parse_recipe_text(text: str, name: str) -> RecipeText:
@@ -257,6 +264,8 @@ def _old_octal(text: str) -> str:
 def _explain(error: MarkedYAMLError) -> str:
     """ruamel's message in words that say what to write."""
     problem = error.problem or "is not YAML"
+    if "expected '<document start>'" in problem:
+        return "text that begins with { or [ needs quotes of its own: data.caption='\"{title} by {brand}\"'"
     if "'\\t'" in problem:
         return "a tab stands here; YAML is indented with spaces"
     if "cannot start any token" in problem:

@@ -76,6 +76,12 @@ class BadItem:
         object.__setattr__(self, "reason", printable(self.reason))
 
 
+def a_type(value: object) -> str:
+    """``a str``, ``an int``: what a message calls a value of the wrong type."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def printable(text: str) -> str:
     """Text that every file and terminal takes: ``\\udce9`` in letters where a file's name is not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

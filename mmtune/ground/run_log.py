@@ -37,6 +37,11 @@ class RunLog:
             print(text, flush=True)
         self._keep(text)
 
+    def keep(self, text: str) -> None:
+        """Keep ``text`` in ``run.log`` without saying it: somebody else does."""
+        if self.active:
+            self._keep(text)
+
     def metrics(self, row: dict[str, Any]) -> None:
         """Append one row to ``metrics.jsonl``."""
         if not self.active:
