@@ -204,14 +204,15 @@ def draw(outcomes: dict[str, Outcome], path: Path) -> None:
         share, value = 100 * one.manifest["trainable"]["share"], one.scores["tuned"][SCORES[0]]
         low, high = (base + change for change in one.scores["interval95"][SCORES[0]])
         axes.errorbar(share, value, yerr=[[max(value - low, 0)], [max(high - value, 0)]], fmt="o", capsize=3)
-        above = number % 2 == 0  # neighbours stand close: their names take turns above and below
+        after = by_share[number + 1][1].manifest["trainable"]["share"] if number + 1 < len(by_share) else 100.0
+        left = 100 * after < 1.5 * share  # a close neighbour stands on the right: the name goes to the other side
         axes.annotate(
             name,
-            (share, high if above else low),
+            (share, value),
             textcoords="offset points",
-            xytext=(0, 5 if above else -5),
-            ha="center",
-            va="bottom" if above else "top",
+            xytext=(-7 if left else 7, 0),
+            ha="right" if left else "left",
+            va="center",
         )
     axes.set(xscale="log", xlabel="weights trained, % of the model", ylabel=SCORES[0], title=f"{KNOWN} -> {NEW}")
     axes.margins(x=0.15, y=0.12)
