@@ -59,11 +59,6 @@ class Key:
     section: SectionClass
     field: FieldInfo
 
-    @property
-    def is_leaf(self) -> bool:
-        """Whether the key holds a value and not a section of its own."""
-        return not sections_in(self.field.annotation)
-
 
 def sections_in(annotation: Any) -> list[SectionClass]:
     """The section classes that a field may hold, through Annotated, Optional and Union."""

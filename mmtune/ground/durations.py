@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from pydantic import GetPydanticSchema
 from pydantic_core import core_schema
 
-UNITS = ("steps", "epochs", "samples", "%")
 PATTERN = r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|samples?|%)\s*$"
 
 

@@ -4,17 +4,16 @@ Colour profiles are not applied, as the official processors of CLIP and SigLIP d
 """
 
 import io
-import os
 import struct
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from mmtune.ground.errors import DataError
-from mmtune.ground.records import printable
+from mmtune.ground.records import FileReference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,26 +68,11 @@ _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class ImageFile:
-    """A reference to an image file: nothing is opened before `read`.
-
-    Attributes:
-        path: as the user wrote it.
-        key: the resolved path, so that one file under two names (links, ``./``) is one image.
-    """
+class ImageFile(FileReference):
+    """A reference to an image file."""
 
     modality: ClassVar[str] = "image"
     noun: ClassVar[str] = "image"
-    path: str
-    key: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", os.path.realpath(self.path))
-
-    @property
-    def where(self) -> str:
-        """The path, for people."""
-        return printable(self.path)
 
     def read(self) -> "Image":
         """The decoded RGB image.

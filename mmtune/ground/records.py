@@ -3,6 +3,7 @@
 Shape letters used in this project: B samples, D embedding width, L text tokens, C/H/W image channels, height, width.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -37,6 +38,27 @@ class MediaReference(Protocol):
             DataError: it is missing, damaged, too large or of a format that is not allowed.
         """
         ...
+
+
+@dataclass(frozen=True)
+class FileReference:
+    """What references to files share: nothing is opened before they are read.
+
+    Attributes:
+        path: as the user wrote it.
+        key: the resolved path, so that one file under two names (links, ``./``) is one image or sound.
+    """
+
+    path: str
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", os.path.realpath(self.path))
+
+    @property
+    def where(self) -> str:
+        """The path, for people."""
+        return printable(self.path)
 
 
 @dataclass(frozen=True)

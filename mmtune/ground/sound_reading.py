@@ -10,14 +10,14 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from mmtune.ground.errors import DataError
-from mmtune.ground.records import printable
+from mmtune.ground.records import FileReference
 
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3")
 """Formats that are opened, by libsndfile's names (OGG is Vorbis or Opus)."""
@@ -93,26 +93,11 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class SoundFile:
-    """A reference to a sound file: nothing is opened before `read`.
-
-    Attributes:
-        path: as the user wrote it.
-        key: the resolved path, so that one file under two names (links, ``./``) is one sound.
-    """
+class SoundFile(FileReference):
+    """A reference to a sound file."""
 
     modality: ClassVar[str] = "audio"
     noun: ClassVar[str] = "sound"
-    path: str
-    key: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", os.path.realpath(self.path))
-
-    @property
-    def where(self) -> str:
-        """The path, for people."""
-        return printable(self.path)
 
     def read(self) -> Sound:
         """The decoded sound.

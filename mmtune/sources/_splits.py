@@ -133,6 +133,20 @@ class SplitFiles(StrictSection):
         return {name: path for name, path in named.items() if path is not None}
 
 
+def paths_by_split(path: str | SplitFiles) -> dict[str, str]:
+    """Split -> path; "" stands for a path that holds all of them."""
+    if isinstance(path, str):
+        return {"": path}
+    return {str(name): each for name, each in path.files.items()}
+
+
+def splits_named(path: str | SplitFiles, chosen: "HashSplit | ColumnSplit | None") -> tuple[SplitName, ...]:
+    """The splits that a section names: by a path each, or as ``chosen`` divides the one path. Nothing is opened."""
+    if isinstance(path, SplitFiles):
+        return tuple(path.files)
+    return chosen.names if chosen is not None else ()
+
+
 class SplitFolders(StrictSection):
     """One folder of images per split."""
 

@@ -15,7 +15,7 @@ from mmtune.sources._annotations import listed, read_annotations, require_folder
 from mmtune.sources._captions import parse_caption
 from mmtune.sources._made_up import captions, file_stem, group_name, make_up, picture
 from mmtune.sources._pairs import Pair, Quarantine, RowReader, good_pairs, open_pairs
-from mmtune.sources._splits import HashSplit, SplitFiles, SplitFolders
+from mmtune.sources._splits import HashSplit, SplitFiles, SplitFolders, paths_by_split, splits_named
 from mmtune.sources._table import Row, Table, require_columns
 
 CAPTIONS = "the captions"
@@ -61,9 +61,7 @@ class Section(SourceSection):
     @property
     def _files(self) -> dict[str, str]:
         """Split -> file; "" stands for a file that holds all of them."""
-        if isinstance(self.path, str):
-            return {"": self.path}
-        return {str(name): path for name, path in self.path.files.items()}
+        return paths_by_split(self.path)
 
     @property
     def _folders(self) -> dict[str, str]:
@@ -75,9 +73,7 @@ class Section(SourceSection):
 
 def split_names(section: Section) -> tuple[str, ...]:
     """The splits that the section names; no file is opened."""
-    if isinstance(section.path, SplitFiles):
-        return tuple(section.path.files)
-    return section.split.names if section.split is not None else ()
+    return splits_named(section.path, section.split)
 
 
 def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:

@@ -13,7 +13,7 @@ from mmtune.sources._captions import parse_caption
 from mmtune.sources._made_up import file_stem, group_name, make_up, picture, sound
 from mmtune.sources._made_up_rows import made_up_rows, write_table
 from mmtune.sources._pairs import Pair, Quarantine, RowReader, good_pairs, open_pairs, rows_by_column
-from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles, check_one_way
+from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles, check_one_way, paths_by_split, splits_named
 from mmtune.sources._table import SUFFIXES, TableFormat, format_of, read_table, require_columns
 
 _KEYS = {"image": ("images", "image"), "audio": ("sounds", "audio")}
@@ -89,17 +89,12 @@ class Section(SourceSection):
     @property
     def _files(self) -> dict[str, str]:
         """Split -> file; "" stands for a file that holds all of them."""
-        if isinstance(self.path, str):
-            return {"": self.path}
-        return {str(name): path for name, path in self.path.files.items()}
+        return paths_by_split(self.path)
 
 
 def split_names(section: Section) -> tuple[str, ...]:
     """The splits that the section names; no file is opened."""
-    if isinstance(section.path, SplitFiles):
-        return tuple(section.path.files)
-    chosen = section.split or section.splits
-    return chosen.names if chosen is not None else ()
+    return splits_named(section.path, section.split or section.splits)
 
 
 def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:

@@ -12,7 +12,7 @@ from mmtune.sources._captions import parse_caption
 from mmtune.sources._column_pairs import ColumnPlan, column_pairs
 from mmtune.sources._made_up_columns import made_up_cells
 from mmtune.sources._pairs import Quarantine, open_pairs
-from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles, check_one_way
+from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles, check_one_way, paths_by_split, splits_named
 
 
 class Section(SourceSection):
@@ -65,17 +65,12 @@ class Section(SourceSection):
     @property
     def _patterns(self) -> dict[str, str]:
         """Split -> pattern; "" stands for files that hold all of them."""
-        if isinstance(self.path, str):
-            return {"": self.path}
-        return {str(name): path for name, path in self.path.files.items()}
+        return paths_by_split(self.path)
 
 
 def split_names(section: Section) -> tuple[str, ...]:
     """The splits that the section names; no file is opened."""
-    if isinstance(section.path, SplitFiles):
-        return tuple(section.path.files)
-    chosen = section.split or section.splits
-    return chosen.names if chosen is not None else ()
+    return splits_named(section.path, section.split or section.splits)
 
 
 def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:

@@ -18,7 +18,7 @@ from mmtune.sources import OpenedSplit, SourceSection
 from mmtune.sources._captions import parse_caption
 from mmtune.sources._made_up import NUM_CAPTIONS, MadeUp, captions, cells, file_stem, group_name, make_up, picture
 from mmtune.sources._pairs import Located, Quarantine, RowReader, good_pairs, open_pairs
-from mmtune.sources._splits import HashSplit, SplitFiles
+from mmtune.sources._splits import HashSplit, SplitFiles, paths_by_split, splits_named
 from mmtune.sources._table import Row, Table, json_object, require_columns
 from mmtune.sources._tar_index import PICKLED, TEXT_LIMIT, Member, Shard, TarImage, index_shard, read_span
 
@@ -85,16 +85,12 @@ class Section(SourceSection):
     @property
     def _patterns(self) -> dict[str, str]:
         """Split -> pattern; "" stands for shards that hold all of them."""
-        if isinstance(self.path, str):
-            return {"": self.path}
-        return {str(name): path for name, path in self.path.files.items()}
+        return paths_by_split(self.path)
 
 
 def split_names(section: Section) -> tuple[str, ...]:
     """The splits that the section names; no shard is opened."""
-    if isinstance(section.path, SplitFiles):
-        return tuple(section.path.files)
-    return section.split.names if section.split is not None else ()
+    return splits_named(section.path, section.split)
 
 
 def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
