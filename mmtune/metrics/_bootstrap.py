@@ -3,19 +3,22 @@
 Queries that share an image or a caption rise and fall together, so whole groups are drawn, not queries. Base and tuned
 are scored on the same draws (paired), and all scores of both directions on the same draws too.
 
-Letters: Q queries, G groups, B resamples.
+Answers are scored from sums over samples (`AnswerMetric.statistics`), so a resample only adds other sums: what a metric
+counts over the whole split, such as CIDEr's document frequencies, stays as it is in the split.
+
+Letters: Q queries, N samples, S sums, G groups, B resamples.
 
 Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 6 (cluster resampling: 8.6) and 13
 (percentile interval); paired use for model comparison: Koehn 2004, Statistical Significance Tests for Machine
 Translation Evaluation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mmtune.ground.seeding import generator_for
-from mmtune.metrics import MetricRecord, ScoreName
+from mmtune.metrics import AnswerScore, MetricRecord, ScoreName
 
 NUM_RESAMPLES = 2000
 DRAWS_AT_ONCE = 4_000_000
@@ -59,9 +62,63 @@ def difference_intervals(
         for s in scores:
             of = s.direction
             parts[s.name].append(_differences(s.record, s.k, base[of], tuned[of], groups[of], draws))
+    return {name: _edges(np.concatenate(p), level) for name, p in parts.items()}
+
+
+def answer_intervals(
+    scores: Sequence[AnswerScore],
+    base: Mapping[str, np.ndarray],
+    tuned: Mapping[str, np.ndarray],
+    groups: np.ndarray,
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+    level: float = 0.95,
+) -> dict[str, tuple[float, float] | None]:
+    """Percentile interval of ``tuned - base`` for every score of answers, all on the same draws.
+
+    Args:
+        scores: what to compare.
+        base: score name -> statistics float64[N, S] of the base model's answers.
+        tuned: score name -> statistics float64[N, S] of the tuned model's, of the same samples in the same order.
+        groups: group of each sample, int64[N] in 0..G-1; every group has a sample.
+        seed: of the draws; the same seed gives the same interval.
+        num_resamples: B.
+        level: share of resampled differences inside the interval.
+
+    Returns:
+        score name -> (low, high), or None where there are fewer than two groups, so that nothing can be drawn.
+
+    Raises:
+        ValueError: base and tuned have different samples, or there are none.
+    """
+    for score in scores:
+        if not len(base[score.name]) == len(tuned[score.name]) == len(groups) > 0:
+            raise ValueError(f"{score.name}: base, tuned and groups must be of the same samples, at least one")
+    num_groups = 1 + int(groups.max()) if len(groups) else 0
+    if num_groups < 2:
+        return {score.name: None for score in scores}
+    sums = {s.name: [_group_sums(of[s.name], groups, num_groups) for of in (base, tuned)] for s in scores}
+    parts: dict[str, list[np.ndarray]] = {score.name: [] for score in scores}
+    for draws in _draws(num_groups, num_resamples, seed, num_groups):
+        counts = draws.astype(np.float64)
+        for score in scores:
+            of_base, of_tuned = (score.combine(counts @ each) for each in sums[score.name])
+            parts[score.name].append(of_tuned - of_base)
+    return {name: _edges(np.concatenate(p), level) for name, p in parts.items()}
+
+
+def _group_sums(statistics: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
+    """Sums of statistics float64[N, S] over each group: float64[G, S]."""
+    sums = np.zeros((num_groups, statistics.shape[1]))
+    np.add.at(sums, groups, statistics)
+    return sums
+
+
+def _edges(differences: np.ndarray, level: float) -> tuple[float, float]:
     tail = 50 * (1 - level)
-    edges = {name: np.nanpercentile(np.concatenate(p), [tail, 100 - tail]) for name, p in parts.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in edges.items()}
+    low, high = np.nanpercentile(differences, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _draws(num_groups: int, num_resamples: int, seed: int, num_queries: int) -> Iterator[np.ndarray]:
