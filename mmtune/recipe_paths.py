@@ -7,7 +7,7 @@ from mmtune.ground.file_patterns import any_file
 from mmtune.ground.sections import StrictSection
 from mmtune.recipe_schema import Recipe
 
-PATH_KEYS = ("path", "images", "sounds")
+PATH_KEYS = ("path", "images", "sounds", "downloads")
 """Keys of data sections that name files or folders; a mapping of splits to files counts too."""
 
 

@@ -6,7 +6,7 @@ Shape letters used in this project: B samples, D embedding width, L text tokens,
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,27 +62,81 @@ class FileReference:
 
 
 @dataclass(frozen=True)
+class NoMedia:
+    """Stands where a sample has no image: a conversation in words alone. It belongs to its own sample and no other.
+
+    Attributes:
+        key: the sample's id.
+        where: its file and line.
+    """
+
+    key: str
+    where: str
+
+    def read(self) -> "Image | Sound":
+        """Nothing can be read.
+
+        Raises:
+            DataError: always.
+        """
+        from mmtune.ground.errors import DataError
+
+        raise DataError(f"{self.where}: there is no image")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says in a conversation.
+
+    Attributes:
+        role: who speaks.
+        content: pieces of text and references to images, in their order.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    content: "tuple[str | MediaReference, ...]"
+
+    @property
+    def text(self) -> str:
+        """Its words, without the images."""
+        return "".join(piece for piece in self.content if isinstance(piece, str))
+
+    @property
+    def media(self) -> "tuple[MediaReference, ...]":
+        """Its images, in their order."""
+        return tuple(piece for piece in self.content if not isinstance(piece, str))
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One image or sound with every caption known for it.
+    """One image or sound with everything known of it: captions, a question with its answers, or a conversation.
 
     Attributes:
         id: stable and unique within the source; every random draw for the sample is a function of (seed, epoch, id).
         media: reference to the image or sound, not decoded.
-        captions: what may be drawn as its text; at least one, none empty.
+        captions: what may be drawn as its text; none empty; at least one for tasks that show captions.
         also_true: further captions that describe the image but are never drawn for it; a text among ``captions`` or
             ``also_true`` is never a negative of the image.
         group: samples of one group are never split apart, and are resampled together by the bootstrap.
         columns: remaining table columns, as text.
         source: name of the source in a mix, "" where there is one source.
+        question: what is asked about the image, "" where nothing is.
+        answers: what people answered, one each; equal answers are kept, they are votes.
+        label: whether ``captions[0]`` is true of the image; None where nobody says.
+        turns: a conversation about the image, or several images; it ends with what the assistant says.
     """
 
     id: str
     media: MediaReference
-    captions: tuple[str, ...]
+    captions: tuple[str, ...] = ()
     also_true: tuple[str, ...] = ()
     group: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    label: bool | None = None
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Floor 1, where samples come from: one file per kind, the folder is the registry.
 
-A source is a module with a ``Section`` (a ``SourceSection``) and three functions::
+A source is a module with a ``Section`` (a ``SourceSection``; ``fields`` say what samples hold) and three functions::
 
     split_names(section) -> tuple[str, ...]               # cheap: no image is opened
     open_split(section, split, *, seed) -> OpenedSplit    # lines and image headers are checked here
@@ -29,14 +29,9 @@ NUM_SHOWN = 10
 """Bad items that an error message shows."""
 
 
-class SourceSection(StrictSection):
-    """What every source has."""
+class AnySourceSection(StrictSection):
+    """What every source has, whatever its samples hold."""
 
-    captions: Literal["one", "all"] = Field(
-        "one",
-        description="one: an epoch is every image or sound once, with one of its captions drawn by (seed, epoch, id); "
-        "all: every pair with a caption once",
-    )
     augment: AugmentSection = Field(AugmentSection(), description="random changes of training images; default none")
     max_bad_fraction: float = Field(
         0.01, ge=0, lt=1, description="share of bad lines and media above which the run stops instead of going on"
@@ -55,6 +50,21 @@ class SourceSection(StrictSection):
     def modality(self) -> Literal["image", "audio"]:
         """What the source matches with captions."""
         return "image"
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """What its samples hold: captions, question, answers, label, turns."""
+        return frozenset({"captions"})
+
+
+class SourceSection(AnySourceSection):
+    """What a source of captions has."""
+
+    captions: Literal["one", "all"] = Field(
+        "one",
+        description="one: an epoch is every image or sound once, with one of its captions drawn by (seed, epoch, id); "
+        "all: every pair with a caption once",
+    )
 
 
 @dataclass(frozen=True)

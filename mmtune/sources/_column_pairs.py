@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmtune.ground.errors import DataError
+from mmtune.sources._answers import AnswerColumns
 from mmtune.sources._captions import CaptionRule
 from mmtune.sources._columns import BYTES, column_names, read_rows
 from mmtune.sources._pairs import Pair, Quarantine, RowReader, good_pairs, rows_by_column
@@ -23,19 +24,21 @@ class ColumnPlan:
     Attributes:
         name: what messages call the files together.
         image: column with the image's bytes, ``{bytes, path}``, or path.
-        caption: the caption rule.
+        caption: the caption rule; None where no caption is read.
         id, by: optional columns.
         images: folder that paths lead into; None: they start from the file they stand in.
         splits: how a column names the split, where it does.
+        asked: columns of questions, answers and labels.
     """
 
     name: str
     image: str
-    caption: CaptionRule
+    caption: CaptionRule | None
     id: str | None
     by: str | None
     images: str | None = None
     splits: ColumnSplit | None = None
+    asked: AnswerColumns = AnswerColumns()
 
     def reader(self, paths: Sequence[Path] = ()) -> RowReader:
         """The reader of rows; names of images start from the folder that holds all files."""
@@ -47,6 +50,7 @@ class ColumnPlan:
             confined=self.images is not None,
             id=self.id,
             by=self.by,
+            asked=self.asked,
         )
 
     def wanted(self) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mmtune.ground.sound_reading import Sound, read_sound
 from mmtune.sources._captions import CaptionRule
 from mmtune.sources._splits import HashSplit
 
@@ -134,6 +135,14 @@ def captions(number: int, modality: str = "image") -> list[str]:
     return [f"a {spot} spot on {ground}, number {number}", f"number {number}: {ground} with a spot of {spot}"]
 
 
+def questions(number: int, modality: str = "image") -> list[tuple[str, str]]:
+    """Two questions about a picture, or a sound, each with its answer of one word."""
+    if modality == "audio":
+        return [("how loud is the tone?", _loudness(number)), ("how long is the tone?", _length(number))]
+    spot, ground = _colours(number)
+    return [("what colour is the spot?", spot), ("what colour is the ground?", ground)]
+
+
 def cells(rule: CaptionRule, number: int, variant: int, modality: str = "image") -> dict[str, str]:
     """The columns that a caption rule reads, filled for one of the `NUM_CAPTIONS` captions."""
     text = captions(number, modality)[variant]
@@ -159,3 +168,21 @@ def _colours(number: int) -> tuple[str, str]:
     names = list(COLOURS)
     spot = number % len(names)
     return names[spot], names[(spot + 1 + number // len(names)) % len(names)]
+
+
+@dataclass(frozen=True)
+class Tone:
+    """A tone that is made when it is read."""
+
+    number: int
+
+    @property
+    def key(self) -> str:
+        """Its number."""
+        return f"tone {self.number}"
+
+    where = key
+
+    def read(self) -> Sound:
+        """Half a second at a pitch of its own."""
+        return read_sound(tone(self.number), self.where)

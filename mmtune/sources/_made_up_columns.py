@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mmtune.sources._answers import AnswerColumns
 from mmtune.sources._captions import CaptionRule
 from mmtune.sources._made_up import file_stem, group_name, make_up, picture
 from mmtune.sources._made_up_rows import made_up_rows
@@ -18,18 +19,19 @@ def made_up_cells(
     names: Sequence[str],
     *,
     image: str,
-    rule: CaptionRule,
+    rule: CaptionRule | None,
     id: str | None = None,
     by_hash: HashSplit | None = None,
     splits: ColumnSplit | None = None,
     images: Path | None = None,
+    asked: AnswerColumns | None = None,
 ) -> list[tuple[str, dict[str, Any]]]:
     """(split, row) with ``{bytes, path}`` in the image column; with ``images``, files there and their names instead."""
     by = by_hash.by if by_hash and by_hash.by != image else None
     group = group_name if by else _file_name if images is not None else _digest
     pictures = make_up(names, by_hash, group)
     rows = []
-    for one, row in made_up_rows(pictures, rule, id=id, by=by, splits=splits):
+    for one, row in made_up_rows(pictures, rule, id=id, by=by, splits=splits, asked=asked):
         content = _drawn(one.number, one.attempt)
         cell: Any = {"bytes": content, "path": None}
         if images is not None:

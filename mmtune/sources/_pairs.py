@@ -1,4 +1,4 @@
-"""Rows of a table to samples: one per image, with every caption that any row gives it."""
+"""Rows of a table to samples: one per image, with every caption that any row gives it; or one per row that asks."""
 
 import os
 from collections import Counter
@@ -13,7 +13,9 @@ from mmtune.ground.image_reading import ImageFile
 from mmtune.ground.records import BadItem, MediaReference, Sample, printable
 from mmtune.ground.sound_reading import SoundFile
 from mmtune.sources import OpenedSplit
+from mmtune.sources._answers import AnswerColumns, Asked, asked_of
 from mmtune.sources._captions import CaptionRule, captions_of, distinct
+from mmtune.sources._named_files import BadRow, name_within
 from mmtune.sources._splits import ColumnSplit, HashSplit, SplitName, join_groups, most_held_out, split_name
 from mmtune.sources._table import Row, as_text, is_missing
 
@@ -57,11 +59,12 @@ class Pair:
         where: ``file:line``.
         image: the reference.
         name: the image's name within its folder, which stays the same when the data moves.
-        captions: at least one.
+        captions: at least one; none where something is asked instead.
         id: what the ``id`` column says, else "".
         group: what the ``by`` column says, else ``name``.
         columns: the columns not used otherwise, as text.
         split: where it belongs.
+        asked: what it asks, or whether its caption is true; None where rows of one image belong together.
     """
 
     where: str
@@ -72,6 +75,7 @@ class Pair:
     group: str
     columns: dict[str, str]
     split: SplitName = "train"
+    asked: Asked | None = None
 
 
 class Quarantine:
@@ -103,26 +107,32 @@ class RowReader:
 
     Attributes:
         image: column with the path of the image (or sound).
-        caption: the caption rule.
+        caption: the caption rule; None where no caption is read.
         folder: what relative paths start from.
         confined: paths that lead out of ``folder`` are bad.
         id, by: optional columns.
         file: what a path stands for.
+        asked: columns of questions, answers and labels.
     """
 
     image: str
-    caption: CaptionRule
+    caption: CaptionRule | None
     folder: Path
     confined: bool
     id: str | None = None
     by: str | None = None
     file: type[ImageFile] | type[SoundFile] = ImageFile
+    asked: AnswerColumns = AnswerColumns()
 
     def wanted(self, prefix: str = "data") -> list[tuple[str, str]]:
         """(setting, column) for every column that must be there."""
-        named = {self.file.modality: self.image, "id": self.id, "split.by": self.by}
+        named = {self.file.modality: self.image, "id": self.id, "split.by": self.by, **self.asked.named}
         found = [(f"{prefix}.{key}", column) for key, column in named.items() if column is not None]
-        return found + [(f"{prefix}.caption", column) for column in self.caption.columns]
+        return found + [(f"{prefix}.caption", column) for column in self._caption_columns]
+
+    @property
+    def _caption_columns(self) -> tuple[str, ...]:
+        return self.caption.columns if self.caption is not None else ()
 
     def read(self, row: Row, known: dict[str, tuple[str, CheckedReference]]) -> tuple[Pair | None, list[str]]:
         """A row as a pair (None where nothing of it is left) and the reasons for what is bad.
@@ -134,14 +144,31 @@ class RowReader:
         try:
             own_id, group = self._cell(row, self.id), self._cell(row, self.by)
             name, image = self._image_of(row.values.get(self.image), known)
-        except _BadRow as problem:
+            captions, asked, problems = self._texts_of(row)
+        except BadRow as problem:
             return None, [str(problem)]
-        captions, problems = captions_of(row.values, self.caption)
-        if not captions:
+        if not captions and asked is None:
             return None, problems
-        used = {self.image, self.id, None if self.caption.pieces else self.caption.text}
+        single = self._caption_columns if self.caption is not None and self.caption.pieces is None else ()
+        used = {self.image, self.id, *single, *self.asked.named.values()}
         rest = {key: as_text(value) for key, value in row.values.items() if key not in used and not is_missing(value)}
-        return Pair(row.where, image, name, tuple(captions), own_id, group or name, rest), problems
+        return Pair(row.where, image, name, tuple(captions), own_id, group or name, rest, asked=asked), problems
+
+    def _texts_of(self, row: Row) -> tuple[list[str], Asked | None, list[str]]:
+        """Captions, what is asked, and reasons for what is bad."""
+        captions, problems = captions_of(row.values, self.caption) if self.caption is not None else ([], [])
+        if not self.asked.named:
+            return captions, None, problems
+        wrong = self.caption is not None and len(captions) != 1
+        if len(captions) > 1:
+            problems = [f"one label for {len(captions)} captions: write a row for each caption, with its own label"]
+        try:
+            asked, left_out = asked_of(row.values, self.asked)
+        except BadRow as problem:
+            raise BadRow("; ".join([*problems, str(problem)])) from None
+        if wrong:
+            raise BadRow("; ".join(problems))
+        return captions, asked, [*problems, *left_out]
 
     def _cell(self, row: Row, column: str | None) -> str:
         """The text of an optional column, "" where the recipe names none."""
@@ -149,48 +176,32 @@ class RowReader:
             return ""
         value = row.values.get(column)
         if isinstance(value, Unusable):
-            raise _BadRow(value.reason)
+            raise BadRow(value.reason)
         if isinstance(value, Located):
             return value.name
         if is_missing(value):
-            raise _BadRow(f"empty cell: column '{column}'")
+            raise BadRow(f"empty cell: column '{column}'")
         return as_text(row.values[column]).strip()
 
     def _image_of(self, value: object, known: dict[str, tuple[str, CheckedReference]]) -> tuple[str, CheckedReference]:
         """The name and the reference that a cell stands for."""
         if isinstance(value, Unusable):
-            raise _BadRow(value.reason)
+            raise BadRow(value.reason)
         if isinstance(value, Located):
             return value.name, value.media
         path = self._path_of(value)
         if path not in known:
-            name = self._name_of(path)
+            name = name_within(path, self.folder, confined=self.confined, noun=self.file.noun)
             known[path] = name, self.file(os.path.join(self.folder, name))
         return known[path]
 
     def _path_of(self, value: object) -> str:
         """The path as the table writes it."""
         if is_missing(value):
-            raise _BadRow(f"no {self.file.noun}: column '{self.image}' is empty")
+            raise BadRow(f"no {self.file.noun}: column '{self.image}' is empty")
         if not isinstance(value, str) or "\0" in value:
-            raise _BadRow(f"no {self.file.noun}: column '{self.image}' holds no path")
+            raise BadRow(f"no {self.file.noun}: column '{self.image}' holds no path")
         return value.strip()
-
-    def _name_of(self, path: str) -> str:
-        """The path relative to the folder, normalised."""
-        if path.split("://")[0] in ("http", "https", "s3", "gs", "file"):
-            raise _BadRow(f"{self.file.noun} is an address: '{path}'; fetch the files first and give their paths")
-        root = os.path.abspath(self.folder)
-        name = os.path.relpath(os.path.join(root, path), root).replace(os.sep, "/")
-        if name != ".." and not name.startswith("../"):
-            return name
-        if self.confined:
-            raise _BadRow(f"{self.file.noun} outside its folder: '{path}' leads out of '{self.folder}'")
-        return os.path.normpath(path) if os.path.isabs(path) else name
-
-
-class _BadRow(Exception):
-    """A row of which nothing can be kept; the message is the reason."""
 
 
 def good_pairs(reader: RowReader, rows: Iterable[tuple[Row, str]], quarantine: Quarantine) -> list[Pair]:
@@ -263,46 +274,60 @@ def assign_by_hash(pairs: Sequence[Pair], by_hash: HashSplit) -> list[Pair]:
 
 
 def merge_pairs(pairs: Iterable[Pair], quarantine: Quarantine) -> dict[SplitName, list[Sample]]:
-    """One sample per image in order of its first row; a second image with the same id is bad."""
-    by_image: dict[str, list[Pair]] = {}
+    """One sample per image (or per row that asks something) in order of its first row; a second one with the same id
+    is bad. Rows that ask and have no id of their own are numbered per image."""
+    found: dict[str, list[Pair]] = {}
+    rows_of: Counter[str] = Counter()
     for pair in pairs:
-        by_image.setdefault(pair.image.key, []).append(pair)
+        if pair.asked is None:
+            found.setdefault(pair.image.key, []).append(pair)
+            continue
+        rows_of[pair.image.key] += 1
+        found[pair.where] = [replace(pair, id=pair.id or f"{pair.name}#{rows_of[pair.image.key]}")]
     samples: dict[SplitName, list[Sample]] = {}
     owners: dict[str, str] = {}
-    for rows in by_image.values():
+    for rows in found.values():
         first = rows[0]
-        identity = printable(first.id or first.name)
-        if identity in owners:
-            reason = f"id occurs twice: '{identity}' is another {quarantine.noun} in {owners[identity]}"
+        sample = _sample_of(rows)
+        if sample.id in owners:
+            what = f"another {quarantine.noun}" if first.asked is None else "that of another row (not of an image) too,"
+            reason = f"id occurs twice: '{sample.id}' is {what} in {owners[sample.id]}"
             quarantine.add(first.where, reason, first.split)
             continue
-        owners[identity] = first.where
-        sample = Sample(
-            id=identity,
-            media=first.image,
-            captions=tuple(distinct(caption for row in rows for caption in row.captions)),
-            group=printable(first.group),
-            columns={name: printable(value) for name, value in first.columns.items()},
-        )
+        owners[sample.id] = first.where
         samples.setdefault(first.split, []).append(sample)
     return samples
 
 
-def _check(sample: Sample) -> str | None:
-    media: CheckedReference = sample.media  # type: ignore[assignment]  # merge_pairs puts nothing else into a sample
-    return media.check()
+def _sample_of(rows: Sequence[Pair]) -> Sample:
+    first = rows[0]
+    asked = first.asked or Asked()
+    return Sample(
+        id=printable(first.id or first.name),
+        media=first.image,
+        captions=tuple(distinct(caption for row in rows for caption in row.captions)),
+        group=printable(first.group),
+        columns={name: printable(value) for name, value in first.columns.items()},
+        question=asked.question,
+        answers=asked.answers,
+        label=asked.label,
+    )
 
 
 def open_checked(samples: Sequence[Sample], split: str, quarantine: Quarantine) -> OpenedSplit:
-    """Check the headers of a split's images, in threads; order and result do not depend on them.
+    """Check the headers of a split's images, each once, in threads; order and result do not depend on them.
 
     Raises:
         DataError: nothing is left.
     """
+    media: dict[str, CheckedReference] = {}
+    for sample in samples:
+        media.setdefault(sample.media.key, sample.media)  # type: ignore[arg-type]  # merge_pairs puts in nothing else
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        reasons = list(pool.map(_check, samples))
-    good = tuple(sample for sample, reason in zip(samples, reasons, strict=True) if reason is None)
-    for sample, reason in zip(samples, reasons, strict=True):
+        reasons = dict(zip(media, pool.map(lambda one: one.check(), media.values()), strict=True))
+    good = tuple(sample for sample in samples if reasons[sample.media.key] is None)
+    for sample in samples:
+        reason = reasons[sample.media.key]
         if reason is not None:
             quarantine.add(sample.media.where, reason, split)
     bad = quarantine.of(split)

@@ -61,7 +61,7 @@ def read_table(path: Path, form: TableFormat) -> Table:
     Raises:
         DataError: the file is missing or is no text of this format at all.
     """
-    lines = _lines(path)
+    lines = text_lines(path)
     rows: list[Row] = []
     bad: list[BadItem] = []
     parsed = _json_rows(lines, path) if form == "jsonl" else _csv_rows(lines, path, "\t" if form == "tsv" else ",")
@@ -122,8 +122,12 @@ def as_text(value: Any) -> str:
     return "" if is_missing(value) else json.dumps(value, ensure_ascii=False)
 
 
-def _lines(path: Path) -> list[str]:
-    """Physical lines without their ends; bytes that are not UTF-8 become lone surrogates."""
+def text_lines(path: Path) -> list[str]:
+    """Physical lines without their ends; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is no text.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:

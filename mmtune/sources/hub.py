@@ -5,20 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mmtune.ground.errors import DataError
-from mmtune.sources import OpenedSplit, SourceSection
-from mmtune.sources._captions import parse_caption
+from mmtune.sources import OpenedSplit
 from mmtune.sources._column_pairs import ColumnPlan, column_pairs
 from mmtune.sources._hub_cache import Files, find_files
 from mmtune.sources._made_up_columns import made_up_cells
 from mmtune.sources._pairs import Quarantine, open_pairs
 from mmtune.sources._splits import HashSplit, SplitLists
 from mmtune.sources._table import nearest
+from mmtune.sources._table_section import TableSection
 
 
-class Section(SourceSection):
+class Section(TableSection):
     """A data set of the hub in the local cache (fetched where it is not), or a local folder of one.
 
     The image column is an ``Image`` feature, bytes or paths; the caption is a text column, a list column, or a
@@ -27,6 +27,7 @@ class Section(SourceSection):
         data: {kind: hub, id: owner/name, caption: text, splits: {train: train, validation: validation, test: test}}
         data: {kind: hub, id: owner/name, revision: 5c1e6f..., caption: "a photo of a {label}", split: {test: 5%}}
         data: {kind: hub, id: ./saved, caption: captions, splits: {train: train, test: [test, extra]}}
+        data: {kind: hub, id: owner/vqa, question: question, answers: answers, splits: {train: train, test: validation}}
 
     A folder is what ``save_to_disk`` wrote, or holds parquet or arrow files. No code of a repository is run, and with
     HF_HUB_OFFLINE set nothing is asked. Images are decoded here, not by `datasets`.
@@ -39,11 +40,6 @@ class Section(SourceSection):
         None, description="branch, tag or commit; only a commit stays the same; null: the default branch"
     )
     image: str = Field("image", description="column with the image")
-    caption: str = Field(
-        "caption",
-        description="column with the caption or with a list of captions, or a template over columns: "
-        "'{title} by {brand}'",
-    )
     split: HashSplit | None = Field(
         None,
         description="split all rows of the data set together by hash: {validation: 5%, test: 5%, by: product_id}",
@@ -51,12 +47,6 @@ class Section(SourceSection):
     splits: SplitLists | None = Field(
         None, description="the data set's own splits: {train: train, validation: validation, test: [test, extra]}"
     )
-
-    @field_validator("caption")
-    @classmethod
-    def _check_caption(cls, text: str) -> str:
-        parse_caption(text)
-        return text
 
     @model_validator(mode="after")
     def _check(self) -> "Section":
@@ -93,9 +83,10 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
     plan = ColumnPlan(
         name=section.id,
         image=section.image,
-        caption=parse_caption(section.caption),
+        caption=section.rule,
         id=None,
         by=section.split.by if section.split else None,
+        asked=section.asked,
     )
     pairs = column_pairs(plan, _chosen(section, found), quarantine)
     return replace(open_pairs(pairs, section.split, split, quarantine), notes=(found.source,))
@@ -129,7 +120,7 @@ def write_tiny(section: Section, folder: Path) -> Section:
     import pyarrow as pa
 
     rows = made_up_cells(
-        split_names(section), image=section.image, rule=parse_caption(section.caption), by_hash=section.split
+        split_names(section), image=section.image, rule=section.rule, by_hash=section.split, asked=section.asked
     )
     names = {str(ours): theirs for ours, theirs in section.splits.names.items()} if section.splits else {"": ["train"]}
     for ours, theirs in names.items():

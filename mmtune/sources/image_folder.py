@@ -187,6 +187,7 @@ def _metadata_rows(
     for item in table.bad:
         quarantine.add(item.where, item.reason, split)
     require_columns(table, [("metadata", "file_name")])
+    assert reader.caption is not None, "folders of images have captions"
     if not set(reader.caption.columns) & set(table.columns):
         columns = ", ".join(name for name in table.columns if name != "file_name")
         raise DataError(

@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_reading import ImageFile
 from mmtune.ground.sound_reading import SoundFile, require_packages
-from mmtune.sources import OpenedSplit, SourceSection
-from mmtune.sources._captions import parse_caption
+from mmtune.sources import OpenedSplit
 from mmtune.sources._made_up import file_stem, group_name, make_up, picture, sound
 from mmtune.sources._made_up_rows import made_up_rows, write_table
 from mmtune.sources._pairs import Pair, Quarantine, RowReader, good_pairs, open_pairs, rows_by_column
 from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles, check_one_way, paths_by_split, splits_named
 from mmtune.sources._table import SUFFIXES, TableFormat, format_of, read_table, require_columns
+from mmtune.sources._table_section import TableSection
 
 _KEYS = {"image": ("images", "image"), "audio": ("sounds", "audio")}
 """Modality -> the keys of its folder and of its column; the column's name is the key's, unless the recipe says."""
@@ -22,7 +22,7 @@ _KEYS = {"image": ("images", "image"), "audio": ("sounds", "audio")}
 _FILES: dict[str, type[ImageFile] | type[SoundFile]] = {"image": ImageFile, "audio": SoundFile}
 
 
-class Section(SourceSection):
+class Section(TableSection):
     """A table with one row per pair of an image (or a sound) and a caption; rows of one image become one sample.
 
     Say how it is split in one of three ways: ``split`` (by hash), ``splits`` (by a column) or one file per split::
@@ -32,6 +32,12 @@ class Section(SourceSection):
         data: {kind: jsonl, path: pairs.jsonl, images: photos, splits: {train: train, validation: val, test: test}}
         data: {kind: jsonl, path: {train: train.jsonl, validation: val.jsonl}, images: photos}
         data: {kind: jsonl, path: clips.csv, sounds: clips, audio: file, split: {validation: 5%, test: 5%}}
+
+    With ``question`` (and ``answers``) every row is a question about its image; with ``label`` every row says whether
+    its caption is true::
+
+        data: {kind: jsonl, path: vqa.jsonl, images: photos, question: question, answers: answers, split: {test: 5%}}
+        data: {kind: jsonl, path: nlvr.csv, images: photos, caption: sentence, label: label, split: {test: 5%}}
     """
 
     kind: Literal["jsonl"] = Field(description="a table of images or sounds with captions: JSON lines, CSV, TSV")
@@ -51,24 +57,16 @@ class Section(SourceSection):
     audio: str | None = Field(
         None, description="column with the path of a sound: wav, flac, ogg, mp3; null: audio where sounds is given"
     )
-    caption: str = Field(
-        "caption",
-        description="column with the caption or with a list of captions, or a template over columns: "
-        "'{title} by {brand}'",
+    id: str | None = Field(
+        None,
+        description="column that identifies the image in reports, or with question or label the row; null: its path",
     )
-    id: str | None = Field(None, description="column that identifies the image in reports; null: its path")
     split: HashSplit | None = Field(
         None, description="split one table by hash of a group: {validation: 5%, test: 5%, by: product_id}"
     )
     splits: ColumnSplit | None = Field(
         None, description="split one table by a column: {train: train, validation: val, test: test, column: split}"
     )
-
-    @field_validator("caption")
-    @classmethod
-    def _check_caption(cls, text: str) -> str:
-        parse_caption(text)
-        return text
 
     @model_validator(mode="after")
     def _check(self) -> "Section":
@@ -127,12 +125,13 @@ def _read_pairs(section: Section, name: str, quarantine: Quarantine) -> list[Pai
         raise DataError(f"data.{folder_key}: no such folder: {folder}")
     reader = RowReader(
         image=getattr(section, column_key) or column_key,
-        caption=parse_caption(section.caption),
+        caption=section.rule,
         folder=folder,
         confined=given is not None,
         id=section.id,
         by=section.split.by if section.split else None,
         file=_FILES[section.modality],
+        asked=section.asked,
     )
     table = read_table(path, section.format or format_of(path))
     column = [("data.splits.column", section.splits.column)] if section.splits else []
@@ -157,8 +156,16 @@ def write_tiny(section: Section, folder: Path) -> Section:
     (folder / folder_key).mkdir(parents=True, exist_ok=True)
     for one in pictures:
         (folder / folder_key / f"{one.name}{ending}").write_bytes(draw(one.number))
-    rule, modality = parse_caption(section.caption), section.modality
-    rows = made_up_rows(pictures, rule, id=section.id, by=by, splits=section.splits, modality=modality)
+    rows = made_up_rows(
+        pictures,
+        section.rule,
+        id=section.id,
+        by=by,
+        splits=section.splits,
+        modality=section.modality,
+        asked=section.asked,
+        listed=all((section.format or format_of(path)) == "jsonl" for path in section._files.values()),
+    )
     written: dict[str, str] = {}
     for name, path in section._files.items():
         written[name] = str(folder / f"{name or 'pairs'}{Path(path).suffix}")

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.kind_folder import section_union
-from mmtune.ground.records import BadItem, Sample
+from mmtune.ground.records import BadItem, NoMedia, Sample
 from mmtune.ground.sections import StrictSection
 from mmtune.sources import OpenedSplit
 from mmtune.sources import open_split as open_source
@@ -96,6 +96,9 @@ class Section(StrictSection):
         if len({source.modality for source in self.sources.values()}) > 1:
             kinds = ", ".join(f"{name}: {source.modality}" for name, source in self.sources.items())
             problems.append(f"sources of images and of sounds do not mix ({kinds})")
+        if len({source.fields for source in self.sources.values()}) > 1:
+            held = "; ".join(f"{name}: {', '.join(sorted(source.fields))}" for name, source in self.sources.items())
+            problems.append(f"the samples of all sources must hold the same ({held})")
         if unknown := [name for name in self.scored or () if name not in self.sources]:
             problems.append(f"scored names {', '.join(unknown)}, and the sources are {there}")
         if problems:
@@ -106,6 +109,12 @@ class Section(StrictSection):
     def modality(self) -> Literal["image", "audio"]:
         """What the sources match with captions."""
         found: Literal["image", "audio"] = next(iter(self.sources.values())).modality
+        return found
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """What the samples of each of the sources hold."""
+        found: frozenset[str] = next(iter(self.sources.values())).fields
         return found
 
     def used(self, split: str) -> dict[str, Any]:
@@ -149,7 +158,7 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
     bad = [item for one in here.values() for item in one.bad]
     for name, one in here.items():
         for sample in one.samples:
-            owner = owners[sample.media.key]
+            owner = _owner(owners, sample, name)
             if owner[0] == split:
                 samples.append(_named(sample, name))
             else:
@@ -188,19 +197,40 @@ def _owners(opened: Mapping[str, Mapping[str, OpenedSplit]]) -> dict[str, tuple[
         for name, one in sources.items():
             for sample in one.samples:
                 mine = (split_name(split), name)
-                other = owners.setdefault(sample.media.key, mine)
-                if most_held_out((other[0], mine[0])) != other[0]:
-                    owners[sample.media.key] = mine
+                for key in _keys(sample, name):
+                    other = owners.setdefault(key, mine)
+                    if most_held_out((other[0], mine[0])) != other[0]:
+                        owners[key] = mine
     return owners
 
 
+def _keys(sample: Sample, name: str) -> list[str]:
+    """All images of a sample; words alone are their source's own."""
+    media = [sample.media, *(image for turn in sample.turns for image in turn.media)]
+    return list(dict.fromkeys(f"{name}/{one.key}" if isinstance(one, NoMedia) else one.key for one in media))
+
+
+def _owner(owners: Mapping[str, tuple[SplitName, str]], sample: Sample, name: str) -> tuple[SplitName, str]:
+    """The most held out split that has one of the sample's images, and the source that puts it there."""
+    found = [owners[key] for key in _keys(sample, name)]
+    split = most_held_out(one[0] for one in found)
+    return next(one for one in found if one[0] == split)
+
+
 def _named(sample: Sample, name: str) -> Sample:
-    """The sample with its source; groups of different sources do not mix."""
-    return replace(sample, id=f"{name}/{sample.id}", group=f"{name}/{sample.group or sample.id}", source=name)
+    """The sample with its source; groups of different sources do not mix, and neither do words without an image."""
+    media = sample.media
+    if isinstance(media, NoMedia):
+        media = replace(media, key=f"{name}/{media.key}")
+    return replace(
+        sample, id=f"{name}/{sample.id}", group=f"{name}/{sample.group or sample.id}", source=name, media=media
+    )
 
 
 def _joined(samples: list[Sample]) -> tuple[Sample, ...]:
-    """Samples of one image in several sources learn of each other's captions."""
+    """Samples of one image in several sources learn of each other's captions, unless labels say what is true of it."""
+    if any(sample.label is not None for sample in samples):
+        return tuple(samples)
     texts: dict[str, dict[str, None]] = {}
     for sample in samples:
         texts.setdefault(sample.media.key, {}).update(dict.fromkeys((*sample.captions, *sample.also_true)))

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.file_patterns import files_of_splits
-from mmtune.sources import OpenedSplit, SourceSection
-from mmtune.sources._captions import parse_caption
+from mmtune.sources import OpenedSplit
 from mmtune.sources._column_pairs import ColumnPlan, column_pairs
 from mmtune.sources._made_up_columns import made_up_cells
 from mmtune.sources._pairs import Quarantine, open_pairs
 from mmtune.sources._splits import ColumnSplit, HashSplit, SplitFiles, check_one_way, paths_by_split, splits_named
+from mmtune.sources._table_section import TableSection
 
 
-class Section(SourceSection):
+class Section(TableSection):
     """Parquet files with a row per image (or per pair of an image and a caption; equal bytes are one image).
 
     The image column holds the file's bytes, ``{bytes, path}`` as `datasets` writes it, or paths into ``images``. Say
@@ -23,6 +23,7 @@ class Section(SourceSection):
 
         data: {kind: parquet, path: "shop/*.parquet", caption: "{title} by {brand}", split: {validation: 5%, test: 5%}}
         data: {kind: parquet, path: pairs.parquet, splits: {train: train, test: test}}
+        data: {kind: parquet, path: vqa.parquet, question: question, answers: answers, split: {test: 5%}}
         data: {kind: parquet, path: {train: "data/train-*.parquet", test: "data/test-{000..003}.parquet"}}
 
     A worker reads the row group around an image: groups of about a hundred images are quick, thousands are not.
@@ -36,13 +37,10 @@ class Section(SourceSection):
         None, description="folder of the images where the column holds paths; null: paths start from the file's folder"
     )
     image: str = Field("image", description="column with the image's bytes, {bytes, path}, or path")
-    caption: str = Field(
-        "caption",
-        description="column with the caption or with a list of captions, or a template over columns: "
-        "'{title} by {brand}'",
-    )
     id: str | None = Field(
-        None, description="column that identifies the image in reports; null: the hash of its bytes, or its path"
+        None,
+        description="column that identifies the image in reports, or with question or label the row; "
+        "null: the hash of its bytes, or its path",
     )
     split: HashSplit | None = Field(
         None, description="split by hash of a group: {validation: 5%, test: 5%, by: product_id}"
@@ -50,12 +48,6 @@ class Section(SourceSection):
     splits: ColumnSplit | None = Field(
         None, description="split by a column: {train: train, validation: val, test: test, column: split}"
     )
-
-    @field_validator("caption")
-    @classmethod
-    def _check_caption(cls, text: str) -> str:
-        parse_caption(text)
-        return text
 
     @model_validator(mode="after")
     def _check(self) -> "Section":
@@ -88,11 +80,12 @@ def open_split(section: Section, split: str, *, seed: int) -> OpenedSplit:
     plan = ColumnPlan(
         name=str(section.path),
         image=section.image,
-        caption=parse_caption(section.caption),
+        caption=section.rule,
         id=section.id,
         by=section.split.by if section.split else None,
         images=section.images,
         splits=section.splits,
+        asked=section.asked,
     )
     return open_pairs(column_pairs(plan, files, quarantine), section.split, split, quarantine)
 
@@ -106,11 +99,12 @@ def write_tiny(section: Section, folder: Path) -> Section:
     rows = made_up_cells(
         split_names(section),
         image=section.image,
-        rule=parse_caption(section.caption),
+        rule=section.rule,
         id=section.id,
         by_hash=section.split,
         splits=section.splits,
         images=images,
+        asked=section.asked,
     )
     written: dict[str, str] = {}
     for name in section._patterns:
