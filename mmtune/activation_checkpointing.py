@@ -30,6 +30,8 @@ def checkpoint_activations(backbone: "Backbone", parts: Collection[str]) -> None
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise RecipeError(f"train.activation_checkpointing: {name} cannot do it; write false, or a smaller micro_batch")
     model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
+    # Embeddings were made to ask for gradients, as the reentrant kind needs; GIT adds to them in place and would fail.
+    model.disable_input_require_grads()
     deaf = []
     for part, path in backbone.traits.layers.items():
         layers = list(model.get_submodule(path).children())

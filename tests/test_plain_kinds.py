@@ -1,5 +1,6 @@
 """Kinds that train a few of the backbone's own values: norms, and the embeddings of chosen tokens."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from adapter_examples import (
 )
 from pydantic import ValidationError
 
-from mmtune.adapters import Adapted, attach, merge_into, optimizer_groups, save, set_modes
+from mmtune.adapters import Adapted, attach, merge_into, merged_names, optimizer_groups, save, set_modes
+from mmtune.backbones import tiny_folder
 from mmtune.ground.errors import RecipeError
 from mmtune.ground.safe_files import load_tensors
 
@@ -192,3 +194,51 @@ def test_attention_of_torch_is_the_same_with_and_without_gradients(tiny_siglip_f
     assert all(gradient is not None and gradient.any() for gradient in gradients), "it passes them on"
     adapted.model.eval()
     assert torch.equal(embeddings(adapted.backbone, inputs), without), "and no dropout of its own was at work"
+
+
+# --- heads that are the word embeddings
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma 3, whose head is its word embeddings."""
+    return tiny_folder("chat", tmp_path_factory.mktemp("tied") / "gemma3", model_type="gemma3")
+
+
+def test_a_head_that_is_the_word_embeddings_is_trained_as_these(tied: Path) -> None:
+    adapted = fresh(tied, {"kind": "head_only", "parts": ["text"]})
+    words = "model.language_model.embed_tokens.weight"
+    assert list(adapted.trainable()) == [words] and adapted.parts[0].num_trainable > 0
+    model: Any = adapted.model
+    assert model.get_parameter("lm_head.weight") is model.get_parameter(words)
+    with torch.no_grad():
+        adapted.trainable()[words].add_(1.0)
+    assert set(merged_names(adapted)) == {words, "lm_head.weight"}
+
+
+def test_tokens_of_a_head_with_a_bias_are_refused(tied: Path, tmp_path: Path) -> None:
+    """peft computes a head that is the embedding without the head's bias; Gemma's has none."""
+    spoken = tiny_folder("blip", tmp_path / "blip", architecture="BlipForConditionalGeneration")
+    with pytest.raises(RecipeError, match="cls.predictions.decoder has the embedding's weight and a bias, which peft"):
+        fresh(spoken, {"kind": "trainable_tokens", "tokens": [5, 6]})
+    words = fresh(tied, {"kind": "trainable_tokens", "tokens": [5, 6]})
+    head: Any = words.model.get_submodule("lm_head")
+    states = torch.randn(3, head.base_layer.in_features)
+    assert torch.equal(head(states), head.base_layer(states)), "untrained, it is the head as it was"
+
+
+def test_what_both_parts_hold_is_trained_once(tied: Path) -> None:
+    adapted = fresh(tied, {"kind": "full", "parts": ["vision", "connector", "text"]})
+    wanted = {name for name, value in adapted.model.named_parameters() if value.requires_grad}
+    assert wanted == set(adapted.trainable()) and sum(row.num_trainable for row in adapted.parts) == sum(
+        value.numel() for value in adapted.trainable().values()
+    )
+
+
+def test_a_part_with_nothing_to_train_is_refused(tied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_of(tied)
+    idle = replace(backbone.traits, idle=(r"lm_head", r"model\.language_model\.embed_tokens"))
+    monkeypatch.setattr(type(backbone.description), "traits", idle)
+    with pytest.raises(RecipeError, match="there is nothing to train in lm_head of part 'text'"):
+        attach(backbone, section(kind="head_only", parts=["text"]))
+    assert not any(value.requires_grad for value in backbone.model.parameters())

@@ -177,3 +177,46 @@ def test_without_bitsandbytes_the_message_says_what_to_install(tiny_clip_folder,
     )
     with pytest.raises(BackboneError, match="pip install bitsandbytes"):
         load(Section(id=str(tiny_clip_folder), quantize="4bit"))
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_scales_are_held_in_8_bit_unless_the_recipe_says_otherwise(folder, double):
+    import torch
+
+    options = {} if double else {"double_quantization": False}
+    section = Section(id=str(folder), quantize="4bit", **options)
+    quantized, plain = load(section), load(section, dequantize=True)
+    states = [
+        module.weight.quant_state for module in quantized.model.modules() if type(module).__name__ == "Linear4bit"
+    ]
+    assert states and all(state.nested is double and state.quant_type == "nf4" for state in states)
+    torch.testing.assert_close(embeds_of(quantized), embeds_of(plain), rtol=0, atol=1e-5)
+
+
+def test_4bit_layers_compute_in_what_the_recipe_says(folder):
+    import torch
+
+    def computes(**options):
+        model = load(Section(id=str(folder), quantize="4bit", **options)).model
+        return {module.compute_dtype for module in model.modules() if type(module).__name__ == "Linear4bit"}
+
+    assert computes() == {torch.float32}
+    assert computes(dtype="bfloat16") == {torch.bfloat16}
+    assert computes(dtype="bfloat16", compute_dtype="float32") == {torch.float32}
+
+
+@pytest.mark.parametrize("quantize", [None, "8bit"])
+@pytest.mark.parametrize("words", [{"compute_dtype": "bfloat16"}, {"double_quantization": False}])
+def test_words_about_4_bit_without_it_are_refused(quantize, words):
+    with pytest.raises(ValueError, match=f"{next(iter(words))} says how 4-bit layers .* write quantize: 4bit"):
+        Section(id="x", quantize=quantize, **words)
+
+
+def test_what_no_file_holds_is_exact_after_dequantizing(tmp_path):
+    """Gemma scales its words by a buffer that is rounded where the model is loaded in bfloat16."""
+    folder = tiny_folder("chat", tmp_path / "paligemma", model_type="paligemma")
+    section = Section(id=str(folder), dtype="bfloat16", quantize="4bit")
+    name = "model.language_model.embed_tokens.embed_scale"
+    exact = dict(load(Section(id=str(folder))).model.named_buffers())[name]
+    rounded = dict(load(section).model.named_buffers())[name]
+    assert rounded.float() != exact and dict(load(section, dequantize=True).model.named_buffers())[name] == exact

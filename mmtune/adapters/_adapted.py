@@ -122,7 +122,7 @@ def attach(backbone: "Backbone", section: Any, *, seed: int = 0, to_restore: boo
     adapted = Adapted(backbone, section, module, inserted.peft_model, dict(inserted.modules))
     adapted.part_of = {name: part for part, names in inserted.parameters.items() for name in names}
     _free_fresh(adapted, fresh)
-    if section.temperature:
+    if section.temperature and backbone.traits.temperature:
         _free_temperature(adapted)
     _mark_trainable(adapted)
     adapted.model.eval()

@@ -40,10 +40,12 @@ def merge_into(adapted: Adapted, *, scale: float = 1.0) -> "nn.Module":
 def merged_names(adapted: Adapted) -> list[str]:
     """Names, in the plain model's state, of the tensors that merging changes: ask before ``merge_into``.
 
-    A temperature that transformers' class has no tensor for is not among them; it goes into the config.
+    A temperature that transformers' class has no tensor for is not among them; it goes into the config. A tensor that
+    the model holds twice (a head tied to the word embeddings) has both of its names.
     """
     state = adapted.model.state_dict()
-    return [*_peft_bases(adapted, copies=False), *(name for name in adapted.start if name in state)]
+    held = {state[name].data_ptr() for name in adapted.start if name in state and state[name].numel()}
+    return [*_peft_bases(adapted, copies=False), *(name for name, value in state.items() if value.data_ptr() in held)]
 
 
 def _peft_bases(adapted: Adapted, *, copies: bool = True) -> "dict[str, Tensor]":

@@ -112,11 +112,20 @@ def wrap(backbone: "Backbone", targets: dict[str, list[str]], config: Any, seed:
 
 
 def check_wrapped(model: "nn.Module", targets: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Parameters to train per part, after asserting that peft wrapped what was chosen and trains nothing else."""
+    """Parameters to train per part, after asserting that peft wrapped what was chosen and trains nothing else.
+
+    Raises:
+        RecipeError: a chosen layer shares its weight with one that peft does not know to be the same.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    wrapped = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     chosen = {name for names in targets.values() for name in names}
+    held = [layers[name].get_base_layer().weight for name in chosen if name in layers]
+    # peft wraps what shares a chosen layer's weight too (a head with tied embeddings), so that they stay one.
+    tied = {n for n, layer in layers.items() if any(layer.get_base_layer().weight is weight for weight in held)}
+    wrapped = set(layers) - (tied - chosen)
+    _refuse_shared(model, layers, held)
     assert wrapped == chosen, f"peft wrapped {sorted(wrapped - chosen)} and left out {sorted(chosen - wrapped)}"
     free = [name for name, value in model.named_parameters() if value.requires_grad]
     parameters = {}
@@ -126,3 +135,15 @@ def check_wrapped(model: "nn.Module", targets: dict[str, list[str]]) -> dict[str
     others = set(free) - {name for names in parameters.values() for name in names}
     assert not others, f"peft would train {sorted(others)} beside the chosen layers"
     return parameters
+
+
+def _refuse_shared(model: "nn.Module", layers: dict[str, Any], held: "list[nn.Parameter]") -> None:
+    """peft finds tied layers by the config of the whole model; those of a language model inside it, it may not."""
+    plain = [(name, getattr(module, "weight", None)) for name, module in model.named_modules()]
+    apart = [name for name, weight in plain if name not in layers and not name.endswith("base_layer")
+             and any(weight is one for one in held)]  # fmt: skip
+    if apart:
+        raise RecipeError(
+            f"adapter.kind: a chosen layer has one weight with {', '.join(sorted(apart))}, which peft would leave as "
+            "it is in training, and merging would change: choose other layers, or train the part whole (kind: full)"
+        )

@@ -82,6 +82,17 @@ def is_idle(name: str, family: "Family") -> bool:
     return any(re.match(rf"(?:{pattern})(\.|$)", name) for pattern in family.idle)
 
 
+def in_part(name: str, family: "Family", part: str) -> bool:
+    """Whether a module or parameter is a part's: at or below its tower or heads, and in no part that lies inside it."""
+    own = [family.parts[part], *family.heads.get(part, ())]
+    inside = [path for path in family.parts.values() if path.startswith(f"{family.parts[part]}.")]
+    return _below(name, own) and not _below(name, inside)
+
+
+def _below(name: str, paths: list[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
 def submodule(model: "nn.Module", path: str) -> "nn.Module | None":
     """The module at a path, None where there is none."""
     return dict(model.named_modules()).get(path)
@@ -96,10 +107,9 @@ def candidates(model: "nn.Module", family: "Family", part: str, *, convolutions:
     from torch import nn
 
     modules = dict(model.named_modules())
-    roots = [family.parts[part], *family.heads.get(part, ())]
     found = []
     for name, module in modules.items():
-        if not any(name == root or name.startswith(root + ".") for root in roots) or is_idle(name, family):
+        if not in_part(name, family, part) or is_idle(name, family):
             continue
         is_convolution = convolutions and isinstance(module, nn.Conv2d) and module.groups == 1
         if not isinstance(module, nn.Linear) and not (is_convolution and part in family.made_of):
@@ -186,10 +196,11 @@ def _collect_hits(
             taken |= kept
             if kept:
                 hit_words.add(word)
-            elif word in STRUCTURES or word in family.targets:
+            elif part in num_layers and (word in STRUCTURES or word in family.targets):
                 problems.append(_no_hit(word, f"part {part!r}", there, bool(matched), choice))
         hits[part] = [one.name for one in there if one.name in taken]
-        if not taken and not any(word in STRUCTURES for word in section.targets):
+        # a part without layers, such as a connector, is a few linear layers: it is enough that one word means them
+        if not taken and (part not in num_layers or not any(word in STRUCTURES for word in section.targets)):
             problems.append(_no_hit(", ".join(section.targets), f"part {part!r}", there, False, choice))
     names = [one for there in everything.values() for one in there]
     for word in section.targets:

@@ -15,7 +15,7 @@ from mmtune.adapters._layer_choice import choose_layers
 from mmtune.adapters._modes import is_norm
 from mmtune.adapters._plain_tensors import insert_plain, precision_problems
 from mmtune.adapters._section import LayeredSection
-from mmtune.adapters._targets import layer_number, layer_problems, layers_of, part_problems
+from mmtune.adapters._targets import in_part, layer_number, layer_problems, layers_of, part_problems
 from mmtune.ground.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -57,13 +57,12 @@ def _find_norms(backbone: "Backbone", section: Section, part: str) -> list[str]:
     family = backbone.traits
     layer_list, choice = family.layers.get(part), layers_of(section, part)
     chosen = set(choose_layers(choice, backbone.description.num_layers[part])) if layer_list else set()
-    roots = [family.parts[part], *family.heads.get(part, ())]
     found = []
     for name, module in backbone.model.named_modules():
         if not is_norm(module) or not any(True for _ in module.parameters(recurse=False)):
             continue
         layer = layer_number(name, layer_list)
         kept = layer in chosen if layer is not None else choice == "all"
-        if kept and any(name == root or name.startswith(f"{root}.") for root in roots):
+        if kept and in_part(name, family, part):
             found.append(name)
     return found

@@ -50,12 +50,14 @@ def insert(backbone: "Backbone", section: Section, seed: int) -> Inserted:
     """Wrap the part's token embedding with peft; rows start as they are, so ``seed`` changes nothing here.
 
     Raises:
-        RecipeError: the part reads no tokens, or tokens that are not there, are several, or are padding.
+        RecipeError: the part reads no tokens, or tokens that are not there, are several, or are padding; a head that
+            peft would not compute as it is.
     """
     import peft
 
     part = section.parts[0]
     name, embedding = _find_embedding(backbone, part)
+    _refuse_tied_bias(backbone, embedding)
     ids = _find_ids(section.tokens, backbone.processor.tokenizer, embedding)
     config = peft.TrainableTokensConfig(target_modules=[name], token_indices=ids)
     return wrap(backbone, {part: [name]}, config, seed)
@@ -74,6 +76,18 @@ def _find_embedding(backbone: "Backbone", part: str) -> "tuple[str, nn.Embedding
     raise RecipeError(
         f"adapter.parts: {part} of {backbone.traits.name} reads no tokens, so it has no embedding of them"
     )
+
+
+def _refuse_tied_bias(backbone: "Backbone", embedding: "nn.Embedding") -> None:
+    """peft computes a head that has the embedding's weight too, so that both stay one, but without the head's bias."""
+    from torch import nn
+
+    for name, module in backbone.model.named_modules():
+        if isinstance(module, nn.Linear) and module.weight is embedding.weight and module.bias is not None:
+            raise RecipeError(
+                f"adapter.kind: {name} has the embedding's weight and a bias, which peft would leave out as soon as "
+                "tokens are trained: the model would be another one; use kind: lora, or full to train the part whole"
+            )
 
 
 def _find_ids(tokens: list[str | int], tokenizer: Any, embedding: "nn.Embedding") -> list[int]:

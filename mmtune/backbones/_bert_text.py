@@ -4,7 +4,7 @@ Letters: B samples, L text tokens.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmtune.backbones._dual_encoder import stack_images
 from mmtune.ground.errors import BackboneError
@@ -19,18 +19,27 @@ def encode_text(processor: Any, text: str) -> "dict[str, Tensor]":
     return {"input_ids": encoded["input_ids"][0], "attention_mask": encoded["attention_mask"][0]}
 
 
-def pad(processor: Any, encoded: "Sequence[Mapping[str, Tensor]]") -> "dict[str, Tensor]":
+IGNORED_LABEL = -100
+"""Where nothing is to be said: the label that transformers' losses pass over."""
+
+
+def pad(
+    processor: Any, encoded: "Sequence[Mapping[str, Tensor]]", *, side: Literal["right", "left"] = "right"
+) -> "dict[str, Tensor]":
     """Encoded samples (images, texts or both in one dict each) as one batch; text padded to the longest of them.
 
-    Padding changes no embedding: it stands right of the text, and no token sees it.
+    Padding changes no embedding: no token sees it, and it stands right of the text, but where one goes on writing (a
+    decoder's prompt), left of it. Labels are padded with what the loss passes over.
     """
     from torch.nn.utils.rnn import pad_sequence
 
     batch = stack_images(encoded)
-    fill = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0}
-    for key in fill if encoded and "input_ids" in encoded[0] else ():
+    padding = processor.tokenizer.pad_token_id
+    fill = {"input_ids": padding, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORED_LABEL}
+    fill |= {"decoder_input_ids": padding, "decoder_attention_mask": 0}
+    for key in (key for key in fill if encoded and key in encoded[0]):
         rows = [one[key] for one in encoded]
-        batch[key] = pad_sequence(rows, batch_first=True, padding_value=fill[key])
+        batch[key] = pad_sequence(rows, batch_first=True, padding_value=fill[key], padding_side=side)
     return batch
 
 

@@ -1,17 +1,24 @@
 """Describe a backbone from config.json alone: where it lies, at which commit, and which family answers for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmtune.backbones import _hub_files as hub
 from mmtune.backbones._family import Description, Place, Section
+from mmtune.backbones._image_limits import limit_problem
 from mmtune.backbones._unknown_family import unknown_family
 from mmtune.ground.errors import BackboneError
 from mmtune.ground.kind_folder import kinds
 
 
-def describe(section: Section) -> Description:
+def describe(section: Section, *, ability: str | Sequence[str] = "") -> Description:
     """Read config.json (of a hub backbone, that one file is fetched); no torch, no transformers, no weights.
+
+    Args:
+        section: which backbone.
+        ability: what the task uses of it, on which it may depend what is idle and so never trained; of several the
+            first that the family has (a task's ``ABILITIES``).
 
     Raises:
         BackboneError: the backbone cannot be found or read, or no family answers for its model type.
@@ -21,11 +28,12 @@ def describe(section: Section) -> Description:
     config, name = place.config, section.name
     model_type = config.get("model_type")
     families = kinds("backbones")
-    family = next((one for one in families.values() if model_type in one.FAMILY.model_types), None)
+    found = (one for one in families.values() if model_type in (*one.FAMILY.model_types, *one.FAMILY.other_types))
+    family = next(found, None)
     if family is None:
         message = unknown_family(model_type, [one.FAMILY for one in families.values()])
         raise BackboneError(f"backbone {name!r}: {message}")
-    if section.family not in (None, family.FAMILY.name):
+    if section.family not in (None, family.FAMILY.name, model_type):
         raise BackboneError(
             f"backbone {name!r}: the recipe says family {section.family!r}, but model_type {model_type!r} of its "
             f"config.json belongs to family {family.FAMILY.name!r}"
@@ -33,7 +41,12 @@ def describe(section: Section) -> Description:
     try:
         depth = family.num_layers(config)
         description = Description(place.id, place.folder, place.commit, config, section, family, depth, encoders)
+        wanted = (ability,) if isinstance(ability, str) else ability
+        used = next((one for one in wanted if one in description.traits.abilities), "")
+        description = replace(description, ability=used)
         why_not = description.traits.unquantizable.get(section.quantize or "")
+        if problem := limit_problem(section.image, description.traits):
+            raise BackboneError(problem)
     except BackboneError as error:
         raise BackboneError(f"backbone {name!r}: {error}") from error
     if why_not:

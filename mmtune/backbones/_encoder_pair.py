@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmtune.backbones import _hub_files as hub
+from mmtune.backbones._attention import attention_options
 from mmtune.backbones._encoder_table import INSIDE, find_encoder
 from mmtune.backbones._family import Description, Place
 from mmtune.ground.errors import BackboneError
@@ -165,13 +166,13 @@ def _load_encoder(
     taken = description.config[f"{part}_config"]["model_type"]
     classes = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
     loader = getattr(transformers, {**classes, "clip_text_model": "CLIPTextModel"}.get(taken, "AutoModel"))
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, **attention_options(place.section, device)}
     if place.section.quantize is not None:
         from mmtune.backbones import _quantization
 
         kept = ("pooler", *find_encoder(description.config[f"{part}_config"], part).kept)
         alone = dataclasses.replace(description.traits, full_precision=kept)
-        options |= _quantization.load_options(place.section.quantize, alone, dtype, device)
+        options |= _quantization.load_options(place.section, alone, dtype, device)
     files = hub.weight_files_at(place)
     with quiet():
         try:

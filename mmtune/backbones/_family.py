@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -51,6 +51,24 @@ class Section(StrictSection):
     quantize: Literal["4bit", "8bit"] | None = Field(
         None, description="hold the towers' linear layers in 4 bit (nf4) or 8 bit (LLM.int8), through bitsandbytes"
     )
+    double_quantization: bool = Field(
+        True, description="with quantize: 4bit, hold the scales of the weights in 8 bit too: 0.4 bit less per weight"
+    )
+    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None,
+        description="with quantize: 4bit, the number format that 4-bit layers compute in; null: dtype "
+        "(under train.precision bf16 or fp16 they compute in that)",
+    )
+    image: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        description="limits on the images' size, and so on the tokens that each takes, in the model's own words "
+        "(min_pixels and max_pixels, longest_edge, max_patches, ...); null: as its image processor's file says",
+    )
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None,
+        description="what computes attention: eager (plain), sdpa (torch's), flash_attention_2 (needs a GPU and "
+        "the package flash-attn); null: transformers' choice, mostly sdpa",
+    )
     allow_pickle: bool = Field(
         False, description="load .bin weights (torch's weights_only unpickler) where a repository has no safetensors"
     )
@@ -88,6 +106,15 @@ class Section(StrictSection):
             self._check_pair()
         return self
 
+    @model_validator(mode="after")
+    def _words_about_4bit_go_with_it(self) -> Self:
+        idle = ["compute_dtype"] * (self.compute_dtype is not None)
+        idle += ["double_quantization"] * (not self.double_quantization)
+        if self.quantize != "4bit" and idle:
+            what = f"{' and '.join(idle)} {'say' if len(idle) > 1 else 'says'} how 4-bit layers are held or compute"
+            raise ValueError(f"{what}, and quantize is {self.quantize or 'null'}; write quantize: 4bit, or delete it")
+        return self
+
     def _check_pair(self) -> None:
         missing = [part for part in ("vision", "text") if getattr(self, part) is None]
         if missing:
@@ -118,7 +145,7 @@ class Family:
     Attributes:
         name: the file's name.
         model_types: values of ``model_type`` in config.json that the family answers for.
-        abilities: what the family can do for a task (``embed``).
+        abilities: what the family can do for a task: ``embed``, ``generate``, ``match``, ``classify``.
         parts: part -> path of its tower in the model.
         layers: part -> path of its list of layers.
         heads: part -> paths of what maps the tower's pooled state to the shared space (may be inside the tower).
@@ -135,6 +162,13 @@ class Family:
             the output that holds the cosine of every image with every text; what a merge is proven with.
         unquantizable: value of ``quantize`` -> why it does not work.
         made_of: part -> what it is made of, for parts without the linear layers that adapters stand beside.
+        head: path of the layer that maps states float[B, L, D] to logits float[B, L, V], for what generates.
+        shifted_labels: whether the logits at a place are for the label of the next one (decoders alone), or of the
+            place itself (encoder-decoders, whose ``decoder_input_ids`` are shifted already).
+        caption_prompt: what asks for a caption where the recipe says nothing.
+        other_types: model types that it answers for too, without a tiny twin: built alike, or refused with the reason.
+        image_words: words of ``backbone.image`` -> where the image processor has them, such as ``size.longest_edge``.
+        by_ability: ability -> the fields of this record that are others where a task uses it; see ``used_by``.
     """
 
     name: str
@@ -154,7 +188,20 @@ class Family:
     idle: tuple[str, ...] = ()
     unquantizable: Mapping[str, str] = field(default_factory=dict)
     made_of: Mapping[str, str] = field(default_factory=dict)
+    head: str = ""
+    shifted_labels: bool = True
+    caption_prompt: str = ""
+    other_types: tuple[str, ...] = ()
+    image_words: Mapping[str, str] = field(default_factory=dict)
     whole_forward: tuple[Mapping[str, Any], str] | None = None
+    by_ability: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def used_by(self, ability: str) -> "Family":
+        """The record as it is for a task that uses one ability: what runs, and so what may be trained, depends on it.
+
+        ``""`` and abilities for which nothing is another give the record itself.
+        """
+        return replace(self, **self.by_ability.get(ability, {}))
 
 
 @dataclass(frozen=True)
@@ -193,11 +240,13 @@ class Description(Place):
         family: the family's module.
         num_layers: part -> number of layers, for the parts that have a list of them.
         encoders: part -> the encoder it is made of, for a pair.
+        ability: which of the family's abilities the task uses; "" where there is no task.
     """
 
     family: ModuleType
     num_layers: dict[str, int]
     encoders: Mapping[str, Place] = field(default_factory=dict)
+    ability: str = ""
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -211,13 +260,14 @@ class Description(Place):
 
     @property
     def traits(self) -> Family:
-        """What the family declares for this checkpoint: its ``family_for(config)`` where it has one, else ``FAMILY``.
+        """What the family declares for this checkpoint: its ``family_for(config)`` where it has one, else ``FAMILY``;
+        as it is for the ability that the task uses.
 
         Paths of parts and layers are read from here; ``family.FAMILY`` alone is for what a name or a search needs.
         """
         concrete = getattr(self.family, "family_for", None)
         traits: Family = self.family.FAMILY if concrete is None else concrete(self.config)
-        return traits
+        return traits.used_by(self.ability)
 
     @property
     def short_id(self) -> str:
@@ -253,6 +303,12 @@ class Backbone:
         """``description.traits``."""
         return self.description.traits
 
+    @property
+    def notes(self) -> list[str]:
+        """What a run's log says of the backbone: the family's ``notes(processor)`` where it has them."""
+        found: list[str] = self.family.notes(self.processor) if hasattr(self.family, "notes") else []
+        return found
+
     def record(self) -> dict[str, str | None]:
         """What a manifest keeps of the backbone."""
         reader = "image_processor" if self.traits.modality == "image" else "feature_extractor"
@@ -262,6 +318,7 @@ class Backbone:
             **self.description.commits,
             "weight_hash": self.weight_hash,
             "family": self.traits.name,
+            "auto_class": self.traits.auto_class,
             "dtype": self.section.dtype,
             "quantize": self.section.quantize,
             reader: type(getattr(self.processor, reader)).__name__,

@@ -17,6 +17,7 @@ COMPONENTS = (
     "preprocessor_config.json",
     "processor_config.json",
     "image_processor_config.json",
+    "video_preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -30,8 +31,14 @@ COMPONENTS = (
     "chat_template.json",
     "chat_template.jinja",
     "generation_config.json",
+    "qformer_tokenizer/tokenizer.json",
+    "qformer_tokenizer/tokenizer_config.json",
+    "qformer_tokenizer/special_tokens_map.json",
+    "qformer_tokenizer/added_tokens.json",
+    "qformer_tokenizer/vocab.txt",
 )
-"""Processor, tokenizer, chat-template and generation files of a repository: what a merged model takes over as is."""
+"""Processor, tokenizer, chat-template and generation files of a repository: what a merged model takes over as is.
+InstructBLIP's second tokenizer lies in a folder of its own."""
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 BUILTIN = "builtin:"

@@ -4,14 +4,16 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mmtune.backbones import _hub_files as hub
+from mmtune.backbones._attention import attention_options
 from mmtune.backbones._describing import describe
 from mmtune.backbones._family import Backbone, Description, Family, Section
+from mmtune.backbones._image_limits import limit_images
 from mmtune.ground.errors import BackboneError
 from mmtune.ground.library_notes import silence_library_notes
 
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def load(
-    section: Section, *, device: str = "cpu", dequantize: bool = False, dtype: "torch.dtype | str | None" = None
+    section: Section,
+    *,
+    device: str = "cpu",
+    dequantize: bool = False,
+    dtype: "torch.dtype | str | None" = None,
+    ability: str | Sequence[str] = "",
 ) -> Backbone:
     """Load weights and processor. The model is in eval mode, nothing requires a gradient.
 
@@ -31,6 +38,7 @@ def load(
         dequantize: load a quantized section as always, then turn its layers back into plain float32 linear layers
             that hold exactly the quantized values; the whole model is float32 then.
         dtype: instead of ``section.dtype``.
+        ability: what the task uses of it, as for ``describe``.
 
     Raises:
         BackboneError: files, weights, parts or processor are not what the family says.
@@ -38,7 +46,7 @@ def load(
     import torch
 
     silence_library_notes()
-    description = describe(section)
+    description = describe(section, ability=ability)
     files = hub.weight_files(description)
     processor = _load_processor(description)
     dtype = dtype if dtype is not None else section.dtype
@@ -63,6 +71,29 @@ def load(
     model.requires_grad_(False).eval()
     weight_hash = _hash_files(files, [model.get_parameter(name).shape for name in fresh])
     return Backbone(model, processor, family, description, weight_hash, section, fresh)
+
+
+def load_processor(section: Section, *, ability: str | Sequence[str] = "") -> Backbone:
+    """A backbone without weights: its processor is as ``load`` gives it, its ``model`` has a ``config`` and no more.
+
+    Raises:
+        BackboneError: config.json or the processor cannot be had.
+    """
+    import transformers
+
+    silence_library_notes()
+    description = describe(section, ability=ability)
+    processor = _load_processor(description)
+    if description.encoders:
+        config = transformers.VisionTextDualEncoderConfig.from_dict(description.config)
+    else:
+        trust = section.trust_remote_code
+        config = transformers.AutoConfig.from_pretrained(
+            str(description.folder), local_files_only=True, trust_remote_code=trust
+        )
+    model: Any = SimpleNamespace(config=config)
+    _limit_text(description.family, model, processor)
+    return Backbone(model, processor, description.family, description, "", section)
 
 
 def original_weight_names(description: Description) -> set[str]:
@@ -101,12 +132,14 @@ def _load_processor(description: Description) -> Any:
                 from mmtune.backbones import _encoder_pair
 
                 return _encoder_pair.load_processor(description)
-            return getattr(description.family, "load_processor", _image_and_text_processor)(description)
+            processor = getattr(description.family, "load_processor", image_and_text_processor)(description)
+            limit_images(processor, description.section.image, description.traits)
+            return processor
         except (OSError, ValueError, ImportError) as error:
             raise BackboneError(f"backbone {description.id!r}: its processor does not load: {error}") from error
 
 
-def _image_and_text_processor(description: Description) -> Any:
+def image_and_text_processor(description: Description) -> Any:
     """The family's processor class around the repository's tokenizer and its Pillow image processor."""
     import transformers
 
@@ -139,11 +172,11 @@ def _load_model(
     from mmtune.backbones._quiet_loading import quiet
 
     family = description.traits
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, **attention_options(description.section, device)}
     if description.section.quantize is not None:
         from mmtune.backbones import _quantization
 
-        options |= _quantization.load_options(description.section.quantize, family, dtype, device)
+        options |= _quantization.load_options(description.section, family, dtype, device)
     with quiet():
         try:
             model, report = getattr(transformers, family.auto_class).from_pretrained(
@@ -197,6 +230,7 @@ def _check_parts(model: "nn.Module", family: Family, num_layers: dict[str, int])
     modules = dict(model.named_modules())
     parameters = dict(model.named_parameters())
     wanted = [*family.parts.values(), *family.layers.values(), *(h for heads in family.heads.values() for h in heads)]
+    wanted += [family.head] if family.head else []
     problems = [_nearest(path, modules) for path in wanted if path not in modules]
     problems += [_nearest(name, parameters) for name in family.temperature if name not in parameters]
     for part, path in family.layers.items():

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2208.07339.
 import copy
 from typing import TYPE_CHECKING, Any
 
-from mmtune.backbones._family import Family
+from mmtune.backbones._family import Family, Section
 from mmtune.ground.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def load_options(quantize: str, family: Family, dtype: "torch.dtype", device: str) -> dict[str, Any]:
-    """What transformers' ``from_pretrained`` needs to quantize while it loads.
+def load_options(section: Section, family: Family, dtype: "torch.dtype", device: str) -> dict[str, Any]:
+    """What transformers' ``from_pretrained`` needs to quantize while it loads; ``dtype`` is that of all the rest.
 
     The list of modules to skip replaces transformers' own, so it names everything that the family keeps.
 
@@ -25,16 +25,18 @@ def load_options(quantize: str, family: Family, dtype: "torch.dtype", device: st
     """
     from importlib.util import find_spec
 
+    import torch
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
         raise BackboneError("backbone.quantize needs bitsandbytes: pip install bitsandbytes")
     kept = list(family.full_precision)
-    if quantize == "4bit":
+    if section.quantize == "4bit":
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=section.double_quantization,
+            bnb_4bit_compute_dtype=getattr(torch, section.compute_dtype) if section.compute_dtype else dtype,
             llm_int8_skip_modules=kept,
         )
     else:
@@ -45,6 +47,14 @@ def load_options(quantize: str, family: Family, dtype: "torch.dtype", device: st
 def quantized_names(model: "nn.Module") -> list[str]:
     """The names of the layers that are held in 4 or 8 bit."""
     return [name for name, module in model.named_modules() if is_quantized(module)]
+
+
+def to_quantize(model: "nn.Module", family: Family) -> list[str]:
+    """The names of the linear layers, quantized or not yet, that the family does not keep in full precision."""
+    import torch
+
+    linear = (name for name, it in model.named_modules() if type(it) is torch.nn.Linear or is_quantized(it))
+    return [name for name in linear if not _is_kept(name, family)]
 
 
 def keep_packing(model: "nn.Module") -> None:
@@ -66,10 +76,7 @@ def check(model: "nn.Module", family: Family) -> None:
     Raises:
         BackboneError: one was left out, or one was quantized that should not be.
     """
-    import torch
-
-    linear = [n for n, m in model.named_modules() if type(m) is torch.nn.Linear or is_quantized(m)]
-    wanted = {name for name in linear if not _is_kept(name, family)}
+    wanted = set(to_quantize(model, family))
     found = set(quantized_names(model))
     problems = [f"{name} was not quantized" for name in sorted(wanted - found)]
     problems += [f"{name} was quantized, but the family keeps it" for name in sorted(found - wanted)]
@@ -88,6 +95,30 @@ def dequantize(model: "nn.Module") -> None:
         model.set_submodule(name, _plain(model.get_submodule(name)))
     _forget_quantization(model)
     model.float()
+    _compute_again(model)
+
+
+def _compute_again(model: Any) -> None:
+    """Give buffers that no file holds the values they have in a float32 model: Gemma's scale of its words was rounded
+    to the number format that the model was loaded in.
+    """
+    from accelerate import init_empty_weights
+
+    saved = set(model.state_dict())
+    unsaved = {
+        name: values for name, values in model.named_buffers() if name not in saved and values.is_floating_point()
+    }
+    if not unsaved:
+        return
+    config = copy.deepcopy(model.config)
+    for each in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if each is not None:
+            each.dtype = "float32"
+    with init_empty_weights(include_buffers=False):
+        exact = dict(type(model)(config).named_buffers())
+    for name, values in unsaved.items():
+        if name in exact and exact[name].shape == values.shape:
+            values.copy_(exact[name])
 
 
 def _plain(layer: Any) -> "nn.Linear":

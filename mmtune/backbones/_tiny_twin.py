@@ -11,13 +11,16 @@ from mmtune.ground.errors import BackboneError
 from mmtune.ground.kind_folder import kinds
 
 
-def tiny_folder(family: str, folder: str | Path, *, model_type: str | None = None) -> Path:
+def tiny_folder(
+    family: str, folder: str | Path, *, model_type: str | None = None, architecture: str | None = None
+) -> Path:
     """Write the tiny twin of a family as transformers would save it (fp32 safetensors, processor, tokenizer).
 
     Args:
         family: the family's name, such as ``"clip"``.
         folder: created where it does not exist.
-        model_type: which of the family's architectures; the first by default.
+        model_type: which of the family's model types; the first by default.
+        architecture: which class of transformers, where one model type stands for several; the family's own default.
 
     Raises:
         BackboneError: there is no such family or model type.
@@ -31,16 +34,20 @@ def tiny_folder(family: str, folder: str | Path, *, model_type: str | None = Non
     if model_type is not None and model_type not in model_types:
         raise BackboneError(f"family {family!r} has no model type {model_type!r}; it has {', '.join(model_types)}")
     with quiet():
-        model, processor = families[family].tiny(model_type or model_types[0])
+        wanted = (
+            {"architecture": architecture} if architecture and hasattr(families[family], "architecture_for") else {}
+        )
+        model, processor = families[family].tiny(model_type or model_types[0], **wanted)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return Path(folder)
 
 
-def tiny_section(section: Section, folder: str | Path) -> Section:
+def tiny_section(section: Section, folder: str | Path, *, task: str = "") -> Section:
     """Write the tiny twin of what a recipe names, and give the section that loads it instead (precision is kept).
 
-    The family is ``section.family``, else that of its config.json, which must then be within reach.
+    The family is ``section.family``, else that of its config.json, which must then be within reach. Where a family has
+    several classes and no config.json says which, it is the one that is made for the task (its name in recipes).
 
     Raises:
         BackboneError: config.json is out of reach, or no family answers for it.
@@ -48,11 +55,29 @@ def tiny_section(section: Section, folder: str | Path) -> Section:
     if section.id is None:
         return _tiny_pair(section, Path(folder))
     if section.family is not None:
-        tiny_folder(section.family, folder)
+        _tiny_of_family(section, folder, task)
     else:
         _tiny_like(describe(section), Path(folder))
-    unset = {"family": None, "revision": None, "allow_pickle": False, "trust_remote_code": False}
+    unset = {"family": None, "revision": None, "allow_pickle": False, "trust_remote_code": False, "image": None}
     return section.model_copy(update={"id": str(folder), **unset})
+
+
+def _tiny_of_family(section: Section, folder: str | Path, task: str) -> None:
+    """The twin of a family that the recipe names: nothing is fetched to see which class the real config.json names."""
+    family, model_type = _named(str(section.family))
+    architecture_for = getattr(kinds("backbones").get(family), "architecture_for", None)
+    if architecture_for is not None and Path(str(section.id)).is_dir():
+        _tiny_like(describe(section), Path(folder))
+        return
+    architecture = architecture_for(task) if architecture_for is not None and task else None
+    tiny_folder(family, folder, model_type=model_type, architecture=architecture)
+
+
+def _named(name: str) -> tuple[str, str | None]:
+    """The family that a recipe names, by its own name or by one of its model types; what is neither stays a family."""
+    families = kinds("backbones")
+    of_type = next((family for family, module in families.items() if name in module.FAMILY.model_types), None)
+    return (name, None) if name in families or of_type is None else (of_type, name)
 
 
 def _tiny_like(description: Description, folder: Path) -> None:
@@ -60,9 +85,15 @@ def _tiny_like(description: Description, folder: Path) -> None:
     from mmtune.backbones._quiet_loading import quiet
     from mmtune.backbones._tiny_encoders import tiny_dual_encoder
 
-    name = description.traits.name
+    name, like = description.traits.name, getattr(description.family, "tiny_for", None)
+    if like is not None:
+        with quiet():
+            for each in like(description.config):
+                each.save_pretrained(folder)
+        return
     if name != "dual_encoder":
-        tiny_folder(name, folder, model_type=description.config["model_type"])
+        named = description.config.get("architectures") or [None]
+        tiny_folder(name, folder, model_type=description.config["model_type"], architecture=named[0])
         return
     with quiet():
         made: tuple[Any, Any] = tiny_dual_encoder(*_kinds_of_encoders(description.config))
