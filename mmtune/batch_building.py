@@ -5,21 +5,27 @@ step takes the next ``batch`` items of it, rank r of R takes the r-th of R equal
 ``micro_batch`` items of that slice. Resuming therefore needs a step number and nothing else.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmtune.epoch_items import epoch_items
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_augmentation import AugmentSection, augment
-from mmtune.ground.records import BadItem, Sample
+from mmtune.ground.records import BadItem, MediaReference, Sample
 from mmtune.ground.seeding import generator_for
 from mmtune.ground.stop_signals import leave_signals_to_parent
+from mmtune.item_encoding import ANSWER_SCORES, IS_MATCH, Asking, Encoded, ItemEncoder
+from mmtune.length_grouping import grouped_order
 from mmtune.sources import sections_by_source
+from mmtune.tasks.matching import source_id
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
+
+JUDGED = (IS_MATCH, ANSWER_SCORES)
+"""What an item brings that is not the model's."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Layout:
         micro_batch: samples per forward pass on one rank.
         num_ranks: how many processes take part.
         seed: the recipe's seed.
+        lengths: epoch -> text positions of every item, where batches are of similar length; None: in random order.
     """
 
     num_items: int
@@ -39,6 +46,7 @@ class Layout:
     micro_batch: int
     num_ranks: int
     seed: int
+    lengths: Callable[[int], Sequence[int]] | None = field(default=None, compare=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,7 +69,10 @@ class Layout:
 
     def order(self, epoch: int) -> list[int]:
         """The epoch's permutation of the items."""
-        return [int(index) for index in generator_for(self.seed, "order", epoch).permutation(self.num_items)]
+        order = [int(index) for index in generator_for(self.seed, "order", epoch).permutation(self.num_items)]
+        if self.lengths is None:
+            return order
+        return grouped_order(order, self.lengths(epoch), self.batch, seed=self.seed, epoch=epoch)
 
     def micro_batches(self, rank: int, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
         """The micro-batches of one rank as lists of (epoch, item), from ``first_step`` up to ``last_step``."""
@@ -87,6 +98,7 @@ class Batch:
         ids: sample ids, for messages.
         bad: what failed to decode and left the batch.
         long_keys: identities of captions that were cut to the text tower's limit.
+        num_shown: how many of the samples have an image or a sound.
     """
 
     inputs: "dict[str, Tensor]"
@@ -95,31 +107,19 @@ class Batch:
     ids: list[str]
     bad: list[BadItem]
     long_keys: list[int] = field(default_factory=list)
+    num_shown: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One item after reading and encoding, before collating."""
-
-    sample_id: str
-    inputs: "dict[str, Tensor]"
-    text_key: int
-    image_keys: tuple[int, ...]
-    is_long: bool
-
-
-class EncodedPairs:
+class EncodedItems:
     """A dataset whose index is (epoch, place); runs in the loader's workers.
 
-    A sample whose image or sound cannot be decoded becomes a ``BadItem``; it is never replaced by another.
+    What cannot be decoded, or does not fit the model, becomes a ``BadItem``; it is never replaced by another.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], task: Any, family: Any, processor: Any, data: Any, seed: int, limit: int
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], task: Any, family: Any, processor: Any, data: Any, seed: int) -> None:
         self.samples = samples
         self.task = task
         self.family = family
@@ -129,7 +129,6 @@ class EncodedPairs:
         }
         self.items = epoch_items(task, samples, data, seed)
         self.seed = seed
-        self.limit = limit
 
     def __len__(self) -> int:
         return len(self.items)
@@ -137,26 +136,74 @@ class EncodedPairs:
     def __getitem__(self, place: tuple[int, int]) -> Encoded | BadItem:
         item = self.items.at(*place)
         sample = self.samples[item.sample]
-        pair = self.task.render(sample, item.caption, seed=self.seed, epoch=item.turn)
         try:
-            shown = self._encode_media(sample, item.caption, item.turn)
+            return self.encode(sample, item.caption, item.turn)
         except DataError as error:
-            return BadItem(sample.media.where, str(error).removeprefix(f"{sample.media.where}: "), "train")
-        inputs = {**shown, **self.family.encode_text(self.processor, pair.text)}
+            return bad_item(sample, error, "train")
+
+    def encode(self, sample: Sample, choice: int | None, turn: int) -> Encoded:
+        """One item's tensors; ``turn`` is how often it was shown before.
+
+        Raises:
+            DataError: its image or sound cannot be decoded, or it does not fit the model.
+        """
+        raise TypeError("a subclass says how")
+
+    def show(self, sample: Sample, media: MediaReference, choice: int | None, turn: int) -> Any:
+        """One of the sample's images as this turn shows it: changed at random by (seed, turn, id)."""
+        generator = generator_for(self.seed, "augment", turn, sample.id, choice)
+        return augment(media.read(), self.augmentations[sample.source], generator)  # type: ignore[arg-type]
+
+
+def bad_item(sample: Sample, error: DataError, split: str) -> BadItem:
+    """The sample with what is wrong with it; where several may share an image, its id is said too."""
+    image, name = sample.media.where, source_id(sample.id)
+    shares = sample.question or sample.turns or sample.label is not None
+    where = f"{image} (sample {name})" if shares and not image.endswith(name) else image
+    return BadItem(where, str(error).removeprefix(f"{image}: "), split)
+
+
+class EncodedPairs(EncodedItems):
+    """Pairs of an image or a sound and a caption, for tasks that embed.
+
+    Captions longer than ``limit`` tokens are cut by the text tower, and counted.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], task: Any, family: Any, processor: Any, data: Any, seed: int, limit: int
+    ) -> None:
+        super().__init__(samples, task, family, processor, data, seed)
+        self.limit = limit
+
+    def encode(self, sample: Sample, choice: int | None, turn: int) -> Encoded:
+        """See ``EncodedItems``."""
+        pair = self.task.render(sample, choice, seed=self.seed, epoch=turn)
+        inputs = {**self._encode_media(sample, choice, turn), **self.family.encode_text(self.processor, pair.text)}
         is_long = self.family.num_tokens(self.processor, pair.text) > self.limit
         return Encoded(sample.id, inputs, pair.text_key, pair.image_keys, is_long)
 
     def _encode_media(self, sample: Sample, caption: int | None, epoch: int) -> "dict[str, Tensor]":
         """The sample's image or sound as this epoch shows it: changed, or cut, at random by (seed, epoch, id)."""
-        media: Any = sample.media.read()
         encode = getattr(self.family, "encode_drawn", None)
         encoded: dict[str, Tensor]
         if encode is not None:
-            encoded = encode(self.processor, media, generator_for(self.seed, "encode", epoch, sample.id, caption))
+            generator = generator_for(self.seed, "encode", epoch, sample.id, caption)
+            encoded = encode(self.processor, sample.media.read(), generator)
             return encoded
-        generator = generator_for(self.seed, "augment", epoch, sample.id, caption)
-        encoded = self.family.encode_media(self.processor, augment(media, self.augmentations[sample.source], generator))
+        encoded = self.family.encode_media(self.processor, self.show(sample, sample.media, caption, epoch))
         return encoded
+
+
+class EncodedAnswers(EncodedItems):
+    """What must be said, matched or classified, for tasks that do not embed; nothing is ever cut."""
+
+    def __init__(self, samples: Sequence[Sample], asking: Asking, data: Any) -> None:
+        super().__init__(samples, asking.task, asking.family, asking.processor, data, asking.seed)
+        self.encode_item = ItemEncoder(asking, self.show)
+
+    def encode(self, sample: Sample, choice: int | None, turn: int) -> Encoded:
+        """See ``EncodedItems``."""
+        return self.encode_item(sample, choice, turn)
 
 
 class Collate:
@@ -173,13 +220,24 @@ class Collate:
         width = max((len(item.image_keys) for item in good), default=1)
         keys = [[*item.image_keys, *[-1] * (width - len(item.image_keys))] for item in good]
         return Batch(
-            inputs=self.family.pad(self.processor, [item.inputs for item in good]) if good else {},
+            inputs=pad(self.family, self.processor, [item.inputs for item in good]) if good else {},
             image_keys=torch.tensor(keys, dtype=torch.int64).reshape(len(good), width),
             text_keys=torch.tensor([item.text_key for item in good], dtype=torch.int64),
             ids=[item.sample_id for item in good],
             bad=[item for item in items if isinstance(item, BadItem)],
             long_keys=[item.text_key for item in good if item.is_long],
+            num_shown=sum(item.shows for item in good),
         )
+
+
+def pad(family: Any, processor: Any, encoded: "list[dict[str, Tensor]]", **options: Any) -> "dict[str, Tensor]":
+    """A batch of the family's tensors, and what is judged beside them."""
+    import torch
+
+    beside = {name: torch.stack([one[name] for one in encoded]) for name in JUDGED if name in encoded[0]}
+    own = [{name: value for name, value in one.items() if name not in JUDGED} for one in encoded]
+    padded: dict[str, Tensor] = family.pad(processor, own, **options)
+    return {**padded, **beside}
 
 
 @dataclass(frozen=True)
@@ -196,7 +254,7 @@ class _Places:
 
 
 def open_loader(
-    pairs: EncodedPairs, layout: Layout, *, rank: int, first_step: int, last_step: int, workers: int
+    items: EncodedItems, layout: Layout, *, rank: int, first_step: int, last_step: int, workers: int
 ) -> "DataLoader[Batch]":
     """A loader that yields the micro-batches of ``rank`` for the steps [first_step, last_step).
 
@@ -206,10 +264,10 @@ def open_loader(
     from torch.utils.data import DataLoader
 
     return DataLoader(
-        pairs,  # type: ignore[arg-type]
+        items,  # type: ignore[arg-type]
         batch_sampler=_Places(layout, rank, first_step, last_step),
         num_workers=workers,
-        collate_fn=Collate(pairs.family, pairs.processor),
+        collate_fn=Collate(items.family, items.processor),
         generator=torch.Generator(),
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="fork" if workers else None,

@@ -180,21 +180,32 @@ def predict(
         list[str],
         typer.Argument(metavar="INPUT...", help="a folder, files, a glob, a table (JSON lines, CSV, TSV) or a .txt"),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="the .npy file to write; ids go beside it")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="file to write: embeddings .npy, answers .jsonl")],
     kind: Annotated[options.InputKind | None, typer.Option(help="what to embed; default: what INPUT holds")] = None,
     column: Annotated[str | None, typer.Option(help="the table's column, where its name does not say it")] = None,
     images: Annotated[str | None, typer.Option(help="folder that a table's paths start from")] = None,
+    ask: Annotated[str | None, typer.Option(help="question, text to match or prompt for every image")] = None,
+    ask_column: Annotated[str | None, typer.Option(help="the table's column with what is asked")] = None,
     batch: Annotated[int, typer.Option(min=1, help="inputs per forward pass")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="processes that read files or sounds")] = 0,
     tiny: options.TinyRun = False,
 ) -> None:
-    """Embed images, sounds or texts; an interrupted prediction goes on where it stopped."""
+    """Embed images, sounds or texts, or say what a model answers; what was interrupted goes on where it stopped."""
     model = _run(model, tiny)
     from mmtune.predict_run import predict as predict_source
 
     chosen: Any = None if kind is None else kind.value
     predict_source(
-        model, source, output=output, kind=chosen, column=column, images=images, batch=batch, workers=workers
+        model,
+        source,
+        output=output,
+        kind=chosen,
+        column=column,
+        images=images,
+        ask=ask,
+        ask_column=ask_column,
+        batch=batch,
+        workers=workers,
     )
 
 
@@ -210,6 +221,24 @@ def check(
     from mmtune.preflight_run import check as check_recipe
 
     raise typer.Exit(check_recipe(recipe, overrides or (), schema_only, ranks=ranks, tiny=tiny))
+
+
+@app.command()
+def show(
+    recipe: options.RecipeArgument,
+    overrides: options.Overrides = None,
+    samples: Annotated[int, typer.Option(min=1, help="how many, drawn by the recipe's seed")] = 5,
+    split: Annotated[str, typer.Option(help="split of the data")] = "train",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="HTML file to write: one page, all in it")
+    ] = None,
+    tiny: options.TinyRecipe = False,
+) -> None:
+    """Show samples as the model meets them: processed images, every token masked, image or trained on, targets."""
+    loaded = _load(recipe, overrides, tiny=tiny)
+    from mmtune.show_run import show as show_samples
+
+    show_samples(loaded, samples=samples, split=split, output=output)
 
 
 @app.command("find-lr")

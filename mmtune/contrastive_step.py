@@ -18,52 +18,16 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmtune.batch_building import Batch
-from mmtune.ground.process_group import all_reduce_sum, gather_objects, gather_rows, rank, world_size
+from mmtune.ground.process_group import gather_objects, gather_rows, rank
 from mmtune.ground.seeding import seed_for
+from mmtune.step_context import StepContext, sum_over_ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
     from torch import Tensor
-
-    Precision = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass
-class StepContext:
-    """What a step needs to know beside its batches.
-
-    Attributes:
-        backbone: the adapted backbone.
-        task: the task's module, and its recipe section.
-        trainable: name -> parameter, in the order that is the same on every rank.
-        device: where the forward passes run.
-        autocast: makes the mixed-precision context of a forward pass.
-        seed: the recipe's seed.
-        scale: multiplies the loss before backward (the fp16 scaler's), 1 otherwise.
-        num_forwards: counts the forward passes made, for tests and reports.
-    """
-
-    backbone: Any
-    task: Any
-    section: Any
-    trainable: "dict[str, Tensor]"
-    device: "torch.device"
-    autocast: "Precision"
-    seed: int
-    scale: "Callable[[Tensor], Tensor]" = field(default=lambda loss: loss)
-    num_forwards: int = 0
-
-    def temperature(self) -> "tuple[Tensor, Tensor | None]":
-        """The live temperature parameters of the backbone."""
-        pair: tuple[Tensor, Tensor | None] = self.backbone.family.temperature(self.backbone.model)
-        return pair
 
 
 def contrastive_step(context: StepContext, batches: Sequence[Batch], step: int) -> "Tensor":
@@ -88,7 +52,7 @@ def contrastive_step(context: StepContext, batches: Sequence[Batch], step: int) 
         pair = embedded[number] if keep_graph else _embed(context, batch, step, number, True)
         parts = [(e, g[rows]) for e, g in zip(pair, gradients, strict=True) if e.requires_grad]
         torch.autograd.backward([e for e, _ in parts], [g for _, g in parts])
-    _sum_over_ranks(context)
+    sum_over_ranks(context)
     return loss
 
 
@@ -149,27 +113,3 @@ def _keys(batches: Sequence[Batch], device: "torch.device") -> "Tensor":
         torch.nn.functional.pad(batch.image_keys, (0, width - batch.image_keys.shape[1]), value=-1) for batch in batches
     ]
     return torch.cat(padded).to(device)
-
-
-def _sum_over_ranks(context: StepContext) -> None:
-    """Sum gradients over the ranks in one flat message.
-
-    The temperature's gradient is that of the whole loss on every rank already, so only rank 0's counts.
-    """
-    import torch
-
-    if world_size() == 1:
-        return
-    once = set(context.backbone.traits.temperature)
-    parameters = list(context.trainable.values())
-    for name, parameter in context.trainable.items():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        if name in once and rank() > 0:
-            parameter.grad.zero_()
-    flat = all_reduce_sum(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]))
-    start = 0
-    for parameter in parameters:
-        assert parameter.grad is not None
-        parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter))
-        start += parameter.numel()

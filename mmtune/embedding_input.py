@@ -47,6 +47,7 @@ class EmbeddingInput:
         items: references, or texts.
         bad: what was found bad already, with its reason.
         fingerprint: changes when any item does (for files: path, size or time of change).
+        asked: what a table says beside each item, "" where nothing was looked for.
     """
 
     kind: InputKind
@@ -54,6 +55,7 @@ class EmbeddingInput:
     items: Sequence[MediaReference | str]
     bad: tuple[BadItem, ...]
     fingerprint: str
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class _Listed:
     where: str
     id: str
     value: str
+    asked: str = ""
 
 
 def list_input(
@@ -70,6 +73,7 @@ def list_input(
     column: str | None = None,
     images: str | Path | None = None,
     modality: Literal["image", "audio"] = "image",
+    ask_column: str | None = None,
 ) -> EmbeddingInput:
     """Find out what ``source`` is and list it; headers of images and sounds are checked, nothing is decoded.
 
@@ -81,6 +85,7 @@ def list_input(
         column: the table's column; None: ``image`` or ``file_name``, ``audio``, ``text`` or ``caption``.
         images: folder that a table's or list's paths start from; None: the folder it lies in.
         modality: what is taken from a folder or a glob where ``kind`` does not say.
+        ask_column: of a table, what is asked about each image.
 
     Raises:
         DataError: there is nothing, or it is not clear what is meant.
@@ -93,7 +98,7 @@ def list_input(
     suffix = path.suffix.lower()
     bad: list[BadItem] = []
     if path.is_file() and suffix in SUFFIXES:
-        kind, listed = _of_table(path, kind, column, bad)
+        kind, listed = _of_table(path, kind, column, bad, ask_column)
     elif path.is_file() and suffix == ".txt":
         kind, listed = kind or "text", _of_lines(path)
     elif kind == "text":
@@ -101,8 +106,8 @@ def list_input(
     else:
         kind = kind or modality
         listed = _of_files(path, kind)
-    if column is not None and suffix not in SUFFIXES:
-        raise DataError(f"{source} is no table and has no column '{column}'")
+    if (column is not None or ask_column is not None) and suffix not in SUFFIXES:
+        raise DataError(f"{source} is no table and has no column '{column or ask_column}'")
     listing = path.is_file() and suffix in (*SUFFIXES, ".txt")
     root = Path(images) if listing and images is not None else path.parent if listing else Path("")
     made = _texts(listed, bad) if kind == "text" else _references(listed, root, bad, kind)
@@ -165,12 +170,14 @@ def _of_lines(path: Path) -> list[_Listed]:
 
 
 def _of_table(
-    path: Path, kind: InputKind | None, column: str | None, bad: list[BadItem]
+    path: Path, kind: InputKind | None, column: str | None, bad: list[BadItem], ask_column: str | None = None
 ) -> tuple[InputKind, list[_Listed]]:
     table = read_table(path, format_of(path))
     bad += table.bad
     kind, column = _choose_column(path, table.columns, kind, column)
     kind = kind or _kind_of([row.values.get(column) for row in table.rows])
+    if ask_column is not None and ask_column not in table.columns:
+        raise DataError(f"{path} has no column '{ask_column}'{nearest(ask_column, table.columns)}")
     listed = []
     for row in table.rows:
         value = row.values.get(column)
@@ -178,9 +185,12 @@ def _of_table(
             bad.append(BadItem(row.where, f"empty cell: column '{column}'"))
         elif not isinstance(value, str):
             bad.append(BadItem(row.where, f"not text: column '{column}' holds {a_type(value)}"))
+        elif ask_column is not None and is_missing(row.values.get(ask_column)):
+            bad.append(BadItem(row.where, f"empty cell: column '{ask_column}'"))
         else:
+            asked = as_text(row.values.get(ask_column)).strip() if ask_column is not None else ""
             fallback = value.strip() if kind != "text" else f"{path.name}:{row.where.rsplit(':', 1)[1]}"
-            listed.append(_Listed(row.where, as_text(row.values.get("id")).strip() or fallback, value.strip()))
+            listed.append(_Listed(row.where, as_text(row.values.get("id")).strip() or fallback, value.strip(), asked))
     return kind, listed
 
 
@@ -227,7 +237,8 @@ def _references(listed: list[_Listed], root: Path, bad: list[BadItem], kind: Inp
     marks = [
         f"{reference.key}\0{stat.st_size}\0{stat.st_mtime_ns}" for reference, stat in zip(kept, stats, strict=True)
     ]
-    return EmbeddingInput(kind, ids, kept, tuple(bad), _fingerprint(ids, marks))
+    asked = tuple(listed[place].asked for place in whole)
+    return EmbeddingInput(kind, ids, kept, tuple(bad), _fingerprint(ids, marks), asked)
 
 
 def _check(reference: ImageFile | SoundFile) -> str | None:

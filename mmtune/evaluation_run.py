@@ -21,11 +21,12 @@ def evaluate(
     """Score a model, print a table and say which files were written; arguments and result as `score`."""
     from rich.console import Console
 
+    from mmtune.answer_exam import answer_table
     from mmtune.score_comparison import score_table
 
     result = score(target, recipe=recipe, split=split, checkpoint=checkpoint, output=output)
     console = Console()
-    console.print(score_table(result))
+    console.print(score_table(result) if "texts" in result else answer_table(result))
     for name in result["files"]:
         console.print(f"wrote {name}", highlight=False, soft_wrap=True)
     return result
@@ -42,8 +43,8 @@ def score(
     """Score a model on one split of the data, a tuned one beside its base.
 
     *Base* is the backbone freshly loaded, before anything is attached to it; both are scored by the same code on the
-    same images and texts. A run's checkpoint is chosen by its validation score, and nothing of the test split has a
-    say in it.
+    same images and texts, or answer the same questions. A run's checkpoint is chosen by its validation score, and
+    nothing of the test split has a say in it.
 
     Args:
         target: run folder, checkpoint folder, folder of a peft adapter, model folder, hub id, ``builtin:NAME``, or a
@@ -56,7 +57,8 @@ def score(
     Returns:
         What ``scores.json`` holds: ``split``, ``samples``, ``base``, ``tuned``, ``delta``, ``interval95`` and how they
         came about; for a model without a base of its own ``scores`` instead of these four. ``files`` lists what was
-        written: ``scores.json``, ``ranks.jsonl`` (one line per query), ``curves.png``, ``retrievals.png``; their names
+        written: ``scores.json``, ``curves.png``, and for retrieval ``ranks.jsonl`` (one line per query) and
+        ``retrievals.png``, for other tasks ``answers.jsonl`` (one line per sample) and ``answers.png``; their names
         carry the split where it is not ``test`` and the checkpoint where one was named.
 
     Raises:
@@ -64,19 +66,8 @@ def score(
         DataError: the split is missing, empty, or too much of it is bad.
         CheckpointError, BackboneError: the model cannot be used; the message says why.
     """
-    from mmtune.evaluation_setup import (
-        choose_folder,
-        choose_suffix,
-        describe,
-        device,
-        embed_opened,
-        name_checkpoint,
-        show_progress,
-    )
+    from mmtune.evaluation_setup import choose_folder, choose_suffix, device, name_checkpoint, show_progress
     from mmtune.model_loading import attach_target, load_base, resolve
-    from mmtune.score_comparison import check_same_queries, compare
-    from mmtune.score_files import write_files
-    from mmtune.scoring_loop import EncodedBatches, score_embeddings
     from mmtune.train_data import open_checked
 
     started = time.perf_counter()
@@ -86,24 +77,29 @@ def score(
         known = Path(str(target)).expanduser().is_dir() or str(target).startswith("builtin:")
         what = f"{target}" if known else f"there is no folder {target} here, and a model of the hub"
         raise RecipeError(f"{what} does not say where its data is: give a recipe (--recipe recipes/x.yaml)")
-    opened = open_checked(chosen, split)
+    exam = open_exam(chosen, open_checked(chosen, split), split)
     backbone = load_base(found, device=device())
-    keep = EncodedBatches()
     with show_progress() as progress:
-        embeds = {"base": embed_opened(backbone, opened, chosen, split, keep, progress)}
+        taken = {"base": exam.take(backbone, progress)}
     if found.folder is not None:
         attach_target(backbone, found)
         with show_progress() as progress:
-            embeds["tuned"] = embed_opened(backbone, opened, chosen, split, keep, progress)
-        check_same_queries(embeds["base"], embeds["tuned"])
-    scores = {name: score_embeddings(each) for name, each in embeds.items()}
-    result = describe(found, backbone, opened, embeds["base"], chosen, split)
+            taken["tuned"] = exam.take(backbone, progress)
+    result = exam.describe(found, backbone, taken["base"])
     result["target"] = target if isinstance(target, str) else str(found.run or target)
     if found.folder is None:
-        result["scores"] = scores["base"].values
+        result["scores"] = exam.values(taken["base"])
     else:
-        result |= compare(embeds["base"], scores["base"], scores["tuned"], seed=chosen.seed)
+        result |= exam.compare(taken["base"], taken["tuned"])
     result["seconds"] = round(time.perf_counter() - started, 1)
     folder = choose_folder(found, recipe, output)
-    files = [] if folder is None else write_files(folder, choose_suffix(found, split), result, embeds, scores)
+    files = [] if folder is None else exam.write_files(folder, choose_suffix(found, split), result, taken)
     return {**result, "files": [str(path) for path in files]}
+
+
+def open_exam(recipe: "Recipe", opened: Any, split: str) -> Any:
+    """What a split asks of a model, by the recipe's task: an ``AnswerExam`` or a ``RetrievalExam``."""
+    from mmtune.answer_exam import AnswerExam
+    from mmtune.retrieval_exam import RetrievalExam
+
+    return (RetrievalExam if recipe.task.kind == "retrieval" else AnswerExam)(recipe, opened, split)

@@ -1,13 +1,15 @@
 """What stands between a target and its scores: which files, which device, which precision, how much may be bad."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import CheckpointError, DataError
+from mmtune.ground.records import BadItem
+from mmtune.score_files import MANIFEST_KEYS
 from mmtune.scored_split import SplitEmbeddings
 from mmtune.scoring_loop import EncodedBatches, Progress, embed_split
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from mmtune.model_loading import Target
     from mmtune.recipe_schema import Recipe
     from mmtune.sources import OpenedSplit
+
+
+__all__ = ["MANIFEST_KEYS"]
 
 
 def name_checkpoint(target: "str | Path | Recipe", checkpoint: str | None) -> "str | Path | Recipe":
@@ -99,14 +104,23 @@ def embed_opened(
         keep=keep,
         progress=progress,
     )
-    bad, limit = (*opened.bad, *embedded.bad), recipe.data.max_bad_fraction
+    enforce_limit(opened, embedded.bad, recipe, split)
+    return embedded
+
+
+def enforce_limit(opened: "OpenedSplit", failed: "Sequence[BadItem]", recipe: "Recipe", split: str) -> None:
+    """Stop where too much of a split is bad, what failed just now included.
+
+    Raises:
+        DataError: more than ``max_bad_fraction`` of it.
+    """
+    bad, limit = (*opened.bad, *failed), recipe.data.max_bad_fraction
     if len(bad) > limit * opened.num_seen:
         shown = "".join(f"\n  {item.where}: {item.reason}" for item in bad[:10])
         raise DataError(
             f"data: {len(bad)} of {opened.num_seen} items of split {split!r} are bad, more than "
             f"max_bad_fraction={limit:g} allows:{shown}"
         )
-    return embedded
 
 
 @contextmanager

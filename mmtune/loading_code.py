@@ -36,7 +36,7 @@ def loading_code(package: Package, repo_id: str) -> str:
 
 def _lacks_one(package: Package) -> bool:
     """Whether transformers' class of the family has no temperature, so that mmtune gives it one after loading."""
-    return hasattr(kinds("backbones").get(package.family or ""), "after_loading")
+    return package.has(TEMPERATURE_FILE) and hasattr(kinds("backbones").get(package.family or ""), "after_loading")
 
 
 def _imports(package: Package, has_peft: bool, has_files: bool) -> list[str]:
@@ -69,6 +69,9 @@ def _model_code(package: Package, repo_id: str) -> str:
 
 
 def auto_class(package: Package) -> str:
-    """transformers' class that loads the family."""
+    """transformers' class that loads the backbone: as the run noted it, else its family's."""
+    noted = package.manifest.get("backbone", {}).get("auto_class") or (package.report or {}).get("auto_class")
+    if noted:
+        return str(noted)
     family = kinds("backbones").get(package.family or "")
     return str(family.FAMILY.auto_class) if family else "AutoModel"

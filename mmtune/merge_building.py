@@ -13,9 +13,10 @@ from mmtune.backbones._quiet_loading import quiet
 from mmtune.ground.errors import CheckpointError, RecipeError
 from mmtune.ground.records import Sample
 from mmtune.ground.safe_files import file_hash, files_below, write_json
-from mmtune.ground.sound_reading import Sound, read_sound, require_packages
+from mmtune.ground.sound_reading import require_packages
+from mmtune.merge_scores import score_some
 from mmtune.model_loading import Target, attach_target, load_base
-from mmtune.sources._made_up import tone
+from mmtune.sources._made_up import Tone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +31,6 @@ RUN_NOTE = ".mmtune_run"
 
 NOT_MERGED = ("optimizer", "rng", "raw")
 """What a checkpoint holds beside what was trained."""
-
-NUM_SCORED = 512
-"""Samples scored where merging a quantized run changes the model."""
 
 
 @dataclass
@@ -96,24 +94,6 @@ def open_samples(recipe: "Recipe | None", modality: str = "image") -> tuple[Sequ
     return open_split(recipe.data, split, seed=recipe.seed).samples, f"{recipe.data.kind}, split {split}"
 
 
-@dataclass(frozen=True)
-class Tone:
-    """A tone that is made when it is read."""
-
-    number: int
-
-    @property
-    def key(self) -> str:
-        """Its number."""
-        return f"tone {self.number}"
-
-    where = key
-
-    def read(self) -> Sound:
-        """Half a second at a pitch of its own."""
-        return read_sound(tone(self.number), self.where)
-
-
 def fold(target: Target, samples: Sequence[Sample], *, scale: float, full: bool, dtype: str) -> Merge:
     """Load base and adapter in float32, embed with and without, and fold the adapter in.
 
@@ -139,7 +119,7 @@ def fold(target: Target, samples: Sequence[Sample], *, scale: float, full: bool,
     merge.state = _copy_state(base)
     merge.embedded["merged"] = merge_proof.embed(base, inputs)
     if merge.scores:
-        merge.scores["merged"] = _score(base, samples)
+        merge.scores["merged"] = score_some(base, target.recipe, samples)
     return merge
 
 
@@ -158,14 +138,7 @@ def _embed_as_trained(merge: Merge, samples: Sequence[Sample]) -> None:
         layer.compute_dtype = torch.float32
     torch.nn.Module.float(trained.model)
     merge.embedded["as_trained"] = merge_proof.embed(trained, merge.inputs)
-    merge.scores["as_trained"] = _score(trained, samples)
-
-
-def _score(backbone: "Backbone", samples: Sequence[Sample]) -> dict[str, float]:
-    from mmtune.scoring_loop import embed_split, score_embeddings
-
-    some = [samples[n] for n in range(min(len(samples), NUM_SCORED))]
-    return score_embeddings(embed_split(backbone, some, device="cpu", batch=32)).values
+    merge.scores["as_trained"] = score_some(trained, merge.target.recipe, samples)
 
 
 def write_folder(merge: Merge, folder: Path) -> dict[str, str]:
@@ -181,19 +154,30 @@ def write_folder(merge: Merge, folder: Path) -> dict[str, str]:
     model: Any = merge.backbone.model
     if hasattr(merge.backbone.family, "before_saving"):
         merge.backbone.family.before_saving(model)
+    computed = _unsaved_buffers(model)
     model.to(getattr(torch, merge.dtype))
     with quiet():
         model.save_pretrained(str(folder))
         if merge.backbone.description.encoders:
             merge.backbone.processor.save_pretrained(str(folder))
     model.float()
+    for name, values in model.named_buffers():
+        values.copy_(computed.get(name, values))
     copied = {}
     for path in component_files(merge.backbone.description):
-        shutil.copyfile(path, folder / path.name)
-        copied[path.name] = file_hash(folder / path.name)
-        if copied[path.name] != file_hash(path):
-            raise CheckpointError(f"{path.name} was not copied byte for byte")
+        name = path.relative_to(merge.backbone.description.folder).as_posix()
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
+        copied[name] = file_hash(folder / name)
+        if copied[name] != file_hash(path):
+            raise CheckpointError(f"{name} was not copied byte for byte")
     return copied
+
+
+def _unsaved_buffers(model: Any) -> "dict[str, Tensor]":
+    """What no file holds and transformers computes anew, exactly: the frequencies of rotary positions."""
+    saved = set(model.state_dict())
+    return {name: values.clone() for name, values in model.named_buffers() if name not in saved}
 
 
 def prove(merge: Merge, folder: Path) -> dict[str, Any]:
@@ -208,11 +192,7 @@ def prove(merge: Merge, folder: Path) -> dict[str, Any]:
 def prove_all(merges: Sequence[tuple[Merge, Path]]) -> list[dict[str, Any]]:
     """The same for several merges with one fresh process for all of them."""
     tensors = [_check_tensors(merge, folder) for merge, folder in merges]
-    cases = []
-    for merge, folder in merges:
-        trust = merge.target.backbone.trust_remote_code
-        traits = merge.backbone.traits
-        cases.append(merge_proof.Case(folder, merge.inputs, traits.auto_class, trust, traits.whole_forward))
+    cases = [merge_proof.case_of(merge.backbone, folder, merge.inputs) for merge, folder in merges]
     with tempfile.TemporaryDirectory() as scratch:
         reloaded = merge_proof.reload_elsewhere(cases, Path(scratch))
     return [
@@ -232,7 +212,9 @@ def _check_names(merge: Merge, folder: Path) -> dict[str, list[str]]:
 
     ignored = merge.backbone.traits.ignored_weights
     original = original_weight_names(merge.backbone.description)
-    return merge_proof.check_weight_names(folder, original, ignored)
+    model: Any = merge.backbone.model
+    tied = {name for pair in model.all_tied_weights_keys.items() for name in pair}
+    return merge_proof.check_weight_names(folder, original, ignored, tied)
 
 
 def _reload_state(merge: Merge, folder: Path) -> "dict[str, Tensor]":
@@ -252,6 +234,7 @@ def _judge(merge: Merge, reloaded: "merge_proof.Embedded") -> dict[str, Any]:
     tolerance = merge_proof.ROUNDING[merge.dtype]
     found = merge_proof.gap(reloaded, merge.embedded[reference])
     from_written = merge_proof.gap(reloaded, as_written)
+    compared = merge_proof.COMPARED[merge_proof.ability_of(merge.backbone)]
     from_base = merge_proof.gap(merge.embedded["merged"], merge.embedded["base"])
     figures = {
         "reference": reference,
@@ -259,18 +242,18 @@ def _judge(merge: Merge, reloaded: "merge_proof.Embedded") -> dict[str, Any]:
         "tolerance": tolerance,
         "gap_to_written_weights": from_written,
         "difference_from_base": from_base,
-        "unit": "share of the range of the embeddings, both sides computed in float32",
+        "unit": f"share of the range of the {compared}, both sides computed in float32",
     }
     if merge.dtype != "float32":
         figures["tolerance_is"] = f"eight steps of {merge.dtype}, the number format of the folder"
     if not (found <= tolerance and from_written <= merge_proof.TOLERANCE):
         raise CheckpointError(
-            f"the merged folder is not the {reference} model: embeddings differ by {found:.2e} of their range "
+            f"the merged folder is not the {reference} model: {compared} differ by {found:.2e} of their range "
             f"(allowed {tolerance:.0e}), from the written weights by {from_written:.2e}"
         )
     if merge.scale != 0 and not from_base > merge_proof.TOLERANCE:
         raise CheckpointError(
-            f"the merged model embeds like the untouched base (difference {from_base:.1e} of the range): "
+            f"the merged model's {compared} are like the untouched base's (difference {from_base:.1e} of the range): "
             "the adapter changes nothing"
         )
     return figures
@@ -311,12 +294,17 @@ def write_report(folder: Path, merge: Merge, proof: dict[str, Any], copied: dict
         "backbone": {**merge.backbone.record(), "id": merge.backbone.description.short_id},
         "scale": merge.scale,
         "dtype": merge.dtype,
-        "samples": {"from": samples, "count": len(next(iter(merge.inputs.values())))},
+        "samples": {"from": samples, "count": _num_samples(merge)},
         **proof,
         "copied": copied,
         "weights": {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))},
     }
     write_json(folder / REPORT, report)
+
+
+def _num_samples(merge: Merge) -> int:
+    """Some image tensors have a row per patch; texts have one per sample."""
+    return len(merge.inputs["input_ids"])
 
 
 def note_run(written: Path, folder: Path, run: Path) -> None:

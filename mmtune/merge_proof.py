@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import CheckpointError, DataError
-from mmtune.ground.records import Sample
+from mmtune.ground.records import Sample, Turn
 from mmtune.ground.safe_files import read_json, save_tensors, write_json
+from mmtune.token_states import token_states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 NUM_SAMPLES = 32
 """Samples that are embedded for the proof."""
 
+COMPARED = {"embed": "embeddings", "generate": "logits", "match": "log odds", "classify": "logits"}
+"""Ability -> what of two models is compared."""
+
+NUM_SPOKEN, NUM_LABELS = 8, 16
+"""Samples for the proof of a model that generates, and label tokens of each: vocabularies are large."""
+
+NO_LABEL = -100
+
 TOLERANCE = 1e-5
 """Largest difference of embeddings, as a share of their range, between two float32 computations of one model."""
 
@@ -35,30 +44,47 @@ ROUNDING = {"float32": TOLERANCE, "bfloat16": 8 * 2.0**-7, "float16": 8 * 2.0**-
 
 @dataclass(frozen=True)
 class Case:
-    """A folder to reload: the encoded samples to embed with it, and how transformers finds and calls its class."""
+    """A folder to reload: the encoded samples to run through it, and how transformers finds and calls its class."""
 
     folder: Path
     inputs: "Mapping[str, Tensor]"
     model_class: str
     trust_remote_code: bool = False
     whole_forward: tuple[Mapping[str, Any], str] | None = None
+    ability: str = "embed"
+    head: str = ""
 
 
-def encode_samples(backbone: "Backbone", samples: Sequence[Sample], count: int = NUM_SAMPLES) -> "dict[str, Tensor]":
-    """The first ``count`` samples whose image or sound can be read, each with its first caption, encoded and padded.
+def case_of(backbone: "Backbone", folder: Path, inputs: "Mapping[str, Tensor]") -> Case:
+    """The case of a folder that holds the backbone's model."""
+    traits, trust = backbone.traits, backbone.section.trust_remote_code
+    return Case(folder, inputs, traits.auto_class, trust, traits.whole_forward, ability_of(backbone), traits.head)
+
+
+def ability_of(backbone: "Backbone") -> str:
+    """The ability that the backbone is used for; where no task says it, to embed, or what it has."""
+    there = backbone.traits.abilities
+    return backbone.description.ability or ("embed" if "embed" in there else sorted(there)[0])
+
+
+def encode_samples(backbone: "Backbone", samples: Sequence[Sample], count: int | None = None) -> "dict[str, Tensor]":
+    """The first ``count`` samples (null: enough) that can be read, each with its first text, encoded and padded.
 
     Raises:
-        DataError: not one image can be read.
+        DataError: not one of them can be read.
     """
-    encoded, reason = [], "there is no sample"
+    speaks = ability_of(backbone) == "generate"
+    count = count or (NUM_SPOKEN if speaks else NUM_SAMPLES)
+    encoded: list[dict[str, Tensor]] = []
+    reason = "there is no sample"
     for sample in samples:
         try:
-            image = sample.media.read()
+            one = (_encode_spoken if speaks else _encode_pair)(backbone, sample)
         except DataError as error:
             reason = str(error)
             continue
-        pixels = backbone.family.encode_media(backbone.processor, image)
-        encoded.append({**pixels, **backbone.family.encode_text(backbone.processor, sample.captions[0])})
+        if not encoded or _goes_with(one, encoded[0]):
+            encoded.append(one)
         if len(encoded) == count:
             break
     if not encoded:
@@ -67,10 +93,64 @@ def encode_samples(backbone: "Backbone", samples: Sequence[Sample], count: int =
     return padded
 
 
+def _goes_with(one: "Mapping[str, Tensor]", first: "Mapping[str, Tensor]") -> bool:
+    """Questions that an encoder reads must be equally long: transformers' BLIP shows the decoder their padding."""
+    return "decoder_input_ids" not in first or len(one["input_ids"]) == len(first["input_ids"])
+
+
+def _encode_pair(backbone: "Backbone", sample: Sample) -> "dict[str, Tensor]":
+    """The image or sound with the sample's question, or its first caption."""
+    pixels = backbone.family.encode_media(backbone.processor, sample.media.read())
+    text = _first(sample, (sample.question, *sample.captions))
+    return {**pixels, **backbone.family.encode_text(backbone.processor, text)}
+
+
+def _first(sample: Sample, texts: Sequence[str]) -> str:
+    found = next((text for text in texts if text), None)
+    if found is None:
+        raise DataError(f"{sample.media.where}: there is no text to prove the merge with")
+    return found
+
+
+def _encode_spoken(backbone: "Backbone", sample: Sample) -> "dict[str, Tensor]":
+    """The sample's conversation, or its question and answer, or a prompt and its caption; the first labels of it."""
+    turns = sample.turns
+    if not turns:
+        asked = sample.question or backbone.traits.caption_prompt
+        said = _first(sample, (*sample.answers, *sample.captions))
+        turns = (Turn("user", (sample.media, asked) if asked else (sample.media,)), Turn("assistant", (said,)))
+    images = [media.read() for turn in turns for media in turn.media]
+    encoded: dict[str, Tensor] = backbone.family.encode_turns(backbone.processor, turns, images)
+    labels = encoded["labels"].clone()
+    labels[(labels != NO_LABEL).cumsum(0) > NUM_LABELS] = NO_LABEL
+    return {**encoded, "labels": labels}
+
+
 def embed(backbone: "Backbone", inputs: "Mapping[str, Tensor]") -> "Embedded":
-    """Embeddings ``image`` and ``text`` float32[B, D] of encoded samples; where transformers' class gives no
-    embeddings, the ``cosines`` float32[B, B] of all images with all texts.
+    """What the model makes of encoded samples, in float32, by what it is used for.
+
+    - to embed: ``image`` and ``text`` [B, D]; where transformers' class gives no embeddings, the ``cosines`` [B, B] of
+      all images with all texts;
+    - to match: ``log_odds`` [B]; to classify: ``answers`` [B, C];
+    - to generate: ``logits`` [N, V] of the places that carry a label.
     """
+    import torch
+
+    ability = ability_of(backbone)
+    with torch.no_grad():
+        if ability == "match":
+            return {"log_odds": backbone.family.match(backbone.model, inputs).float().cpu()}
+        if ability == "classify":
+            return {"answers": backbone.family.classify(backbone.model, inputs).float().cpu()}
+        if ability == "generate":
+            states = token_states(backbone, inputs)
+            head = backbone.model.get_submodule(backbone.traits.head)
+            # The layer alone, as in the fresh process: what some classes do to logits after it has no weights.
+            return {"logits": head.forward(states[inputs["labels"] != NO_LABEL]).float().cpu()}
+    return _embeddings(backbone, inputs)
+
+
+def _embeddings(backbone: "Backbone", inputs: "Mapping[str, Tensor]") -> "Embedded":
     import torch
 
     from mmtune.losses._cosines import cosines
@@ -96,7 +176,7 @@ def gap(one: "Embedded", reference: "Embedded") -> float:
 
 
 def reload_elsewhere(cases: Sequence[Case], scratch: Path) -> "list[Embedded]":
-    """Reload every folder in one fresh process with transformers alone and give its embeddings.
+    """Reload every folder in one fresh process with transformers alone and give what it makes of the case's inputs.
 
     Raises:
         CheckpointError: the process fails, needs this project or peft, or misses weights.
@@ -112,6 +192,8 @@ def reload_elsewhere(cases: Sequence[Case], scratch: Path) -> "list[Embedded]":
                 "model_class": case.model_class,
                 "trust_remote_code": case.trust_remote_code,
                 "whole_forward": case.whole_forward,
+                "ability": case.ability,
+                "head": case.head,
                 "inputs": str(scratch / f"inputs-{number}.safetensors"),
                 "output": str(scratch / f"outputs-{number}.safetensors"),
             }
@@ -179,8 +261,17 @@ def compare_tensors(
     }
 
 
-def check_weight_names(folder: Path, original: Collection[str], ignored: Collection[str]) -> dict[str, list[str]]:
+def check_weight_names(
+    folder: Path, original: Collection[str], ignored: Collection[str], tied: Collection[str] = ()
+) -> dict[str, list[str]]:
     """Weights in the folder bear the names of the original checkpoint; those the family ignores may be gone.
+
+    Args:
+        folder: the merged folder.
+        original: the names in the backbone's own files.
+        ignored: patterns of names that the family ignores.
+        tied: names in the model of weights that are one weight (a head, and the embeddings that it is). Some
+            checkpoints hold them twice, or under the other name; transformers saves them once.
 
     Raises:
         CheckpointError: names were lost or added.
@@ -193,10 +284,18 @@ def check_weight_names(folder: Path, original: Collection[str], ignored: Collect
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="np") as opened:
             names |= set(opened.keys())
-    dropped = {name for name in set(original) - names if any(re.fullmatch(pattern, name) for pattern in ignored)}
-    lost, added = sorted(set(original) - names - dropped), sorted(names - set(original))
+    gone = set(original) - names
+    dropped = {name for name in gone if any(re.fullmatch(pattern, name) for pattern in ignored)}
+    twice = {name for name in gone - dropped if any(_ends_alike(name, other) for other in tied)}
+    new = {name for name in names - set(original) if not (twice and any(_ends_alike(name, other) for other in tied))}
+    lost, added = sorted(gone - dropped - twice), sorted(new)
     if lost or added:
         raise CheckpointError(
             f"the merged weights are named otherwise than the original's: lost {lost[:5]}, added {added[:5]}"
         )
-    return {"dropped_buffers": sorted(dropped)}
+    return {"dropped_buffers": sorted(dropped), **({"dropped_ties": sorted(twice)} if twice else {})}
+
+
+def _ends_alike(name: str, other: str) -> bool:
+    """Whether two names are of one weight: old checkpoints have other beginnings (``language_model.lm_head``)."""
+    return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")

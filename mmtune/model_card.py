@@ -21,8 +21,17 @@ MARKED = re.compile(r"\n*<!-- card written by mmtune; sha256 of the rest: ([0-9a
 UNFILLED = "[More Information Needed]"
 """What the empty card template of the hub is full of."""
 
-TASKS = {"image": "zero-shot-image-classification"}
+PIPELINES = {"image": "zero-shot-image-classification"}
 """The hub's word for what a two-tower model of images and text does untrained; for others the general one is used."""
+
+TASKS = {
+    "retrieval": ("retrieval", "Retrieval"),
+    "captioning": ("image-to-text", "Image captioning"),
+    "vqa": ("visual-question-answering", "Visual question answering"),
+    "matching": ("image-text-matching", "Image-text matching"),
+    "chat": ("image-text-to-text", "Conversation about images"),
+}
+"""Task of a recipe -> the hub's word for it, and its name."""
 
 NO_PIPELINE = ("dual_encoder",)
 """Families that transformers has no such pipeline for."""
@@ -77,17 +86,32 @@ def _metadata(package: Package, repo_id: str, licence: dict[str, Any]) -> str:
     extra: dict[str, Any] = (
         {"base_model_relation": "adapter" if package.kind == "adapter" else "finetune"} if public else {}
     )
-    tags = ["mmtune", package.family, package.manifest.get("adapter"), "retrieval"]
+    tags = ["mmtune", package.family, package.manifest.get("adapter"), _task(package)]
     data = ModelCardData(
         base_model=public,
         eval_results=results or None,
         library_name="peft" if package.has("adapter_model.safetensors") else "transformers",
         model_name=repo_id.rpartition("/")[2] if results else None,
-        pipeline_tag=TASKS.get("" if package.family in NO_PIPELINE else _modality(package), "feature-extraction"),
+        pipeline_tag=_pipeline(package),
         tags=[tag for tag in tags if tag],
         **{**licence, **extra},
     )
     return data.to_yaml().strip()
+
+
+def _task(package: Package) -> str:
+    """The recipe's task; of a model that no recipe is known of, retrieval where its family embeds."""
+    if package.recipe is not None and "task" in package.recipe:
+        return str(package.recipe["task"]["kind"])
+    family = kinds("backbones").get(package.family or "")
+    return "retrieval" if family is None or "embed" in family.FAMILY.abilities else "chat"
+
+
+def _pipeline(package: Package) -> str | None:
+    """The hub's pipeline for the model; None where it has none."""
+    if _task(package) == "retrieval":
+        return PIPELINES.get("" if package.family in NO_PIPELINE else _modality(package), "feature-extraction")
+    return None if _task(package) == "matching" else TASKS[_task(package)][0]
 
 
 def _modality(package: Package) -> str:
@@ -103,8 +127,8 @@ def _eval_results(package: Package) -> "list[EvalResult]":
         return []
     return [
         EvalResult(
-            task_type="retrieval",
-            task_name="Retrieval",
+            task_type=TASKS[_task(package)][0],
+            task_name=TASKS[_task(package)][1],
             dataset_type=_data_type(package, recipe),
             dataset_name=_data_name(recipe),
             dataset_split=scores["split"],
@@ -178,9 +202,10 @@ def _score_section(package: Package) -> list[str]:
         values = _number(scores["base"][name]), _number(scores["tuned"][name]), _number(scores["delta"][name], True)
         rows.append(f"| {name} | {' | '.join(values)} | {edges} |")
     media = MEDIA_WORDS[modality]
+    texts = f", {scores['texts']:,} texts" if "texts" in scores else ""
     seen = (
-        f"Split `{scores['split']}`: {scores['samples']:,} samples, {scores[media]:,} {media}, {scores['texts']:,} "
-        f"texts; {scores['bad']:,} left out as unreadable. Base is the untouched backbone, scored by the same code. "
+        f"Split `{scores['split']}`: {scores['samples']:,} samples, {scores[media]:,} {media}{texts}"
+        f"; {scores['bad']:,} left out as unreadable. Base is the untouched backbone, scored by the same code. "
         f"Interval: {scores['bootstrap']['method']}, {scores['bootstrap']['resamples']:,} resamples."
     )
     return ["## Scores", seen, "\n".join(rows)]
@@ -198,7 +223,8 @@ def _data_section(package: Package) -> list[str]:
     if facts:
         lines.append(f"Trained on {facts['train_items']:,} items, {facts['samples_trained']:,} drawn in all.")
         lines.append(f"Quarantined (unreadable or empty) while training: {facts['bad']:,}.")
-        lines.append(f"Captions cut at the text tower's limit: {facts['captions_cut']:,}.")
+        if _task(package) == "retrieval":
+            lines.append(f"Captions cut at the text tower's limit: {facts['captions_cut']:,}.")
     if scores:
         lines.append(f"Scored on {scores['samples']:,} samples of the split `{scores['split']}`.")
     return ["## Data", "\n".join(f"- {line}" for line in lines)]
@@ -240,13 +266,12 @@ def _limits(package: Package) -> list[str]:
     else:
         lines.append(
             f"Measured on one split of one data set ({_data_name(recipe or {'data': {'kind': UNKNOWN}})}) only. Not "
-            "measured: other domains, other languages, classification, robustness, bias, and what the base could do "
+            "measured: other domains, other languages, other tasks, robustness, bias, and what the base could do "
             "before and this model may have forgotten."
         )
-    lines.append(
-        "Language and domain are those of the captions and media it was trained on, which are not part of this."
-    )
-    if package.has("temperature.safetensors") or (recipe or {}).get("adapter", {}).get("temperature"):
+    lines.append("Language and domain are those of the texts and media it was trained on, which are not part of this.")
+    trained = (recipe or {}).get("adapter", {}).get("temperature") and _task(package) == "retrieval"
+    if package.has("temperature.safetensors") or trained:
         lines.append(
             "The temperature (scale of the logits) was trained too: probabilities differ from the base's even where "
             "the ranking does not."

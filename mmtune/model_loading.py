@@ -121,12 +121,14 @@ def load_base(target: Target, *, device: str = "cpu", full: bool = False, plain:
         CheckpointError: its weights are not those the run was trained on.
     """
     from mmtune.backbones import load
+    from mmtune.tasks import abilities_of
 
+    ability = abilities_of(target.recipe.task) if target.recipe is not None else ""
     section = target.backbone.model_copy(update={"quantize": None}) if full else target.backbone
     if section.quantize is not None:
-        backbone = load(section, device=device, dequantize=plain)
+        backbone = load(section, device=device, dequantize=plain, ability=ability)
     else:
-        backbone = load(section, device=device, dtype="float32" if plain else None)
+        backbone = load(section, device=device, dtype="float32" if plain else None, ability=ability)
     if target.weight_hash not in (None, backbone.weight_hash):
         raise CheckpointError(
             f"the weights of {section.name} have changed since {target.run} was trained on them "

@@ -1,4 +1,4 @@
-"""The story of ``predict``: images, sounds or texts in, one ``.npy`` of embeddings with ids out."""
+"""The story of ``predict``: images, sounds or texts in; embeddings with ids out, or what a model says about them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -28,14 +28,14 @@ class Prediction:
     """What was written.
 
     Attributes:
-        embeddings: the ``.npy``, float32[N, D], rows L2-normalised.
-        ids: the JSON list of the N ids.
+        output: the ``.npy``, float32[N, D], rows L2-normalised; or the ``.jsonl`` with an answer per line.
+        ids: the JSON list of the N ids; of answers the same ``.jsonl``, which has them.
         manifest: model, input, counts and what was bad.
         num_rows: N.
-        bad: what could not be embedded, with its reason.
+        bad: what could not be read, with its reason.
     """
 
-    embeddings: Path
+    output: Path
     ids: Path
     manifest: Path
     num_rows: int
@@ -50,20 +50,26 @@ def predict(
     kind: InputKind | None = None,
     column: str | None = None,
     images: str | Path | None = None,
+    ask: str | None = None,
+    ask_column: str | None = None,
     batch: int = 32,
     workers: int = 0,
     device: str | None = None,
 ) -> Prediction:
-    """Embed images, sounds or texts. An interrupted prediction goes on where it stopped; a finished one says so.
+    """Embed images, sounds or texts; or say what a model that generates, matches or classifies says about images.
+
+    An interrupted prediction goes on where it stopped; a finished one says so.
 
     Args:
         model: run, checkpoint, peft adapter, model folder, hub id or ``builtin:NAME``.
         source: a folder of images or sounds, a glob, a table (JSON lines, CSV, TSV) or a ``.txt``; or several
             files of images or sounds.
-        output: the ``.npy``; ``.ids.json`` and ``.manifest.json`` go beside it.
+        output: the ``.npy``, of answers the ``.jsonl``; ``.ids.json`` and ``.manifest.json`` go beside it.
         kind: ``image``, ``audio`` or ``text``; None: what the source holds.
         column: the table's column, where it is not called ``image``, ``file_name``, ``audio``, ``text``, ``caption``.
         images: folder that a table's paths start from, where it is not the table's own.
+        ask: what is asked about every image: a question, a text to match, or what asks for a caption.
+        ask_column: the table's column with that.
         batch: items per forward pass.
         workers: processes that read and encode.
         device: None: the GPU where there is one.
@@ -77,9 +83,18 @@ def predict(
     from mmtune.evaluation_setup import device as best_device
     from mmtune.model_loading import load_model, resolve
 
-    paths = paths_for(output)
     target = resolve(model)
     traits = describe(target.backbone).traits
+    if target.recipe is not None and target.recipe.task.kind != "retrieval" or "embed" not in traits.abilities:
+        from mmtune.answer_prediction import predict_answers
+
+        if kind not in (None, "image"):
+            raise DataError(f"kind {kind}: family {traits.name} says something about images")
+        given = list_input(source, "image", column=column, images=images, ask_column=ask_column)
+        return Prediction(*predict_answers(model, target, given, output, ask, batch, workers, device or best_device()))
+    if ask is not None or ask_column is not None:
+        raise DataError(f"nothing can be asked: family {traits.name} embeds (leave out what asks)")
+    paths = paths_for(output)
     given = list_input(source, kind, column=column, images=images, modality=traits.modality)
     if given.kind not in (traits.modality, "text"):
         able = f"{MEDIA_WORDS[traits.modality]} and texts"

@@ -12,6 +12,7 @@ from mmtune.ground.records import MEDIA_WORDS
 if TYPE_CHECKING:
     from mmtune.backbones import Description
     from mmtune.batch_building import Layout
+    from mmtune.part_sizes import PartSize, TrainedSize
     from mmtune.recipe_schema import Recipe
     from mmtune.sources import OpenedSplit
 
@@ -28,9 +29,13 @@ class Findings:
         facts: (topic, what is so).
         warnings: what will run and may disappoint.
         problems: what will not run.
-        media: what the data's media are called: images or sounds.
-        splits: (split, images or sounds, captions, bad) per split; None where it cannot be used.
+        media: what the data's samples are called: images, sounds, questions or conversations.
+        texts: what is said about them: captions, answers or turns.
+        splits: (split, samples, texts, bad) per split; None where it cannot be used.
         parts: (part, modules, trained weights, share of all weights) per part.
+        sizes: bytes of each part of the backbone at every setting.
+        trained: bytes that training each part adds.
+        setting: the setting that the recipe chose.
     """
 
     text: RecipeText
@@ -38,8 +43,12 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     media: str = MEDIA_WORDS["image"]
+    texts: str = "captions"
     splits: list[tuple[str, int | None, int | None, int | None]] = field(default_factory=list)
     parts: list[tuple[str, int, int, float]] = field(default_factory=list)
+    sizes: "list[PartSize]" = field(default_factory=list)
+    trained: "list[TrainedSize]" = field(default_factory=list)
+    setting: str = ""
 
     def fact(self, topic: str, what: str) -> None:
         """Note something worth knowing."""
@@ -94,9 +103,10 @@ def check_start(recipe: "Recipe", findings: Findings) -> None:
 def describe_backbone(recipe: "Recipe", findings: Findings) -> "Description | None":
     """Find the backbone and read its config.json; None where there is none."""
     from mmtune.backbones import describe
+    from mmtune.tasks import abilities_of
 
     try:
-        description = describe(recipe.backbone)
+        description = describe(recipe.backbone, ability=abilities_of(recipe.task))
     except BackboneError as error:
         findings.error(("backbone", "id") if recipe.backbone.id is not None else ("backbone",), error)
         return None
@@ -110,17 +120,16 @@ def describe_backbone(recipe: "Recipe", findings: Findings) -> "Description | No
 
 def check_abilities(recipe: "Recipe", description: "Description", findings: Findings) -> None:
     """The family can do what the task asks, and the loss fits both."""
-    from mmtune.ground.kind_folder import kind, kinds
-    from mmtune.run_setup import modality_problems
+    from mmtune.ground.kind_folder import kind
+    from mmtune.run_setup import modality_problems, task_problems
 
     family, task = description.traits, kind("tasks", recipe.task)
-    if task.ABILITY not in family.abilities:
-        fitting = [name for name, module in kinds("tasks").items() if module.ABILITY in family.abilities]
-        can = ", ".join(sorted(family.abilities)) or "nothing"
-        what = f"{recipe.task.kind} needs the ability {task.ABILITY}, and family {family.name} can {can}"
-        findings.problem(("task", "kind"), f"{what}; tasks that fit: {', '.join(fitting) or 'none'}")
+    for message in task_problems(recipe, family):
+        findings.error(("task", "kind"), RecipeError(message))
     for message in modality_problems(recipe, family):
         findings.error(("data",), RecipeError(message))
+    if recipe.task.kind != "retrieval":
+        return
     if recipe.task.loss.kind not in task.LOSSES:
         what = f"{recipe.task.loss.kind} is no loss for {recipe.task.kind}; write one of {', '.join(task.LOSSES)}"
         findings.problem(("task", "loss", "kind"), what)
@@ -137,14 +146,27 @@ def check_adapter(recipe: "Recipe", description: "Description", findings: Findin
         findings.error(("adapter",), RecipeError(message))
 
 
+def measure_parts(recipe: "Recipe", description: "Description", findings: Findings) -> None:
+    """Bytes of every part at each setting, by config.json."""
+    from mmtune.part_sizes import chosen_setting, empty_model, part_sizes
+
+    try:
+        findings.sizes = part_sizes(empty_model(description), description)
+    except BackboneError as error:
+        findings.warning(("backbone",), f"how many bytes it takes cannot be said: {error}")
+    findings.setting = chosen_setting(recipe.backbone)
+
+
 def attach_adapter(recipe: "Recipe", findings: Findings) -> None:
     """Load the backbone and attach the adapter; every target must hit a module."""
     from mmtune.adapter_start import start_adapter
     from mmtune.adapters import attach
     from mmtune.backbones import load
+    from mmtune.part_sizes import in_words, trained_sizes
+    from mmtune.tasks import abilities_of
 
     try:
-        adapted = attach(load(recipe.backbone), recipe.adapter, seed=recipe.seed)
+        adapted = attach(load(recipe.backbone, ability=abilities_of(recipe.task)), recipe.adapter, seed=recipe.seed)
         for line in start_adapter(adapted, recipe):
             findings.fact("start", line)
     except BackboneError as error:
@@ -155,6 +177,12 @@ def attach_adapter(recipe: "Recipe", findings: Findings) -> None:
         return
     findings.fact("weights", f"sha256 {adapted.backbone.weight_hash}")
     findings.parts += [(row.part, row.num_modules, row.num_trainable, row.share) for row in adapted.parts]
+    findings.trained = trained_sizes(adapted, recipe.train.optimizer)
+    weights, gradients, states = (
+        in_words(sum(getattr(one, name) for one in findings.trained)) for name in ("weights", "gradients", "states")
+    )
+    what = f"adds {weights} of weights, {gradients} of gradients and {states} of {recipe.train.optimizer}'s averages"
+    findings.fact("training", f"{what}; activations come on top")
 
 
 # --- machine
@@ -192,6 +220,9 @@ def open_data(recipe: "Recipe", findings: Findings) -> "OpenedSplit | None":
     from mmtune.train_data import open_checked
 
     findings.media = MEDIA_WORDS[recipe.data.modality]
+    asked = {"answers": ("questions", "answers"), "turns": ("conversations", "turns")}
+    for held, words in asked.items():
+        findings.media, findings.texts = words if held in recipe.data.fields else (findings.media, findings.texts)
     try:
         names = split_names(recipe.data)
     except DataError as error:
@@ -215,8 +246,8 @@ def open_data(recipe: "Recipe", findings: Findings) -> "OpenedSplit | None":
 
 
 def _count_split(split: str, opened: "OpenedSplit", findings: Findings) -> None:
-    captions = sum(len(sample.captions) for sample in opened.samples)
-    findings.splits.append((split, len(opened.samples), captions, len(opened.bad)))
+    number = sum(len(sample.captions) or len(sample.answers) or len(sample.turns) for sample in opened.samples)
+    findings.splits.append((split, len(opened.samples), number, len(opened.bad)))
     for item in opened.bad[:MOST_SHOWN]:
         findings.warnings.append(f"{item.where}: {item.reason}; quarantined")
     if len(opened.bad) > MOST_SHOWN:
@@ -231,8 +262,10 @@ def check_length(recipe: "Recipe", train: "OpenedSplit", ranks: int, findings: F
     from mmtune.epoch_items import epoch_items
     from mmtune.ground.kind_folder import kind
     from mmtune.run_setup import in_steps, make_layout, total_steps
+    from mmtune.tasks import prepared
 
-    num_items = len(epoch_items(kind("tasks", recipe.task), train.samples, recipe.data, recipe.seed))
+    samples = prepared(recipe, train.samples)
+    num_items = len(epoch_items(kind("tasks", recipe.task), samples, recipe.data, recipe.seed))
     try:
         layout = make_layout(recipe, num_items, ranks)
     except RecipeError as error:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mmtune.preflight_checks import Findings
 
 
@@ -55,6 +57,7 @@ def check(
     if description is not None:
         checks.check_abilities(recipe, description, findings)
         checks.check_adapter(recipe, description, findings)
+        checks.measure_parts(recipe, description, findings)
     checks.check_machine(recipe, findings)
     train = checks.open_data(recipe, findings)
     if train is not None:
@@ -76,20 +79,13 @@ def report(findings: "Findings") -> None:
     width = max((len(topic) for topic, _ in findings.facts), default=0)
     for topic, what in findings.facts:
         print(f"{topic:<{width}}  {what}")
-    splits, parts = (
-        Table("split", title="data", title_justify="left"),
-        Table("part", title="adapter", title_justify="left"),
-    )
-    for name in (findings.media, "captions", "bad"):
+    splits = Table("split", title="data", title_justify="left")
+    for name in (findings.media, findings.texts, "bad"):
         splits.add_column(name, justify="right")
-    for split, media, captions, bad in findings.splits:
-        counts = ["unusable" if number is None else f"{number:,}" for number in (media, captions, bad)]
+    for split, media, texts, bad in findings.splits:
+        counts = ["unusable" if number is None else f"{number:,}" for number in (media, texts, bad)]
         splits.add_row(split, *counts)
-    for name in ("modules", "trained weights", "share"):
-        parts.add_column(name, justify="right")
-    for part, modules, trained, share in findings.parts:
-        parts.add_row(part, f"{modules:,}", f"{trained:,}", f"{share:.2%}")
-    for table in (splits, parts):
+    for table in (splits, memory_table(findings), adapter_table(findings)):
         if table.row_count:
             console.print(table)
     for text in findings.warnings:
@@ -97,3 +93,39 @@ def report(findings: "Findings") -> None:
     for text in findings.problems:
         print(text, file=sys.stderr)
     print("ready to train" if not findings.problems else "not ready: see the messages above")
+
+
+def memory_table(findings: "Findings") -> "Table":
+    """Bytes of each part at each setting, the recipe's with a star; the total last."""
+    from rich.table import Table
+
+    from mmtune.part_sizes import in_words
+
+    settings = list(dict.fromkeys(setting for size in findings.sizes for setting in size.num_bytes))
+    shown = [name for name in settings if name != "float16" or name == findings.setting]
+    table = Table("part", title="memory of the weights (*: as the recipe holds them)", title_justify="left")
+    for name in ("weights", *(f"{name} *" if name == findings.setting else name for name in shown)):
+        table.add_column(name, justify="right")
+    for size in findings.sizes:
+        held = (in_words(size.num_bytes[name]) if name in size.num_bytes else "" for name in shown)
+        table.add_row(size.part, f"{size.num_weights:,}", *held)
+    if findings.sizes:
+        whole = sum(size.num_weights for size in findings.sizes)
+        totals = (in_words(sum(size.num_bytes.get(name, 0) for size in findings.sizes)) for name in shown)
+        table.add_row("total", f"{whole:,}", *totals)
+    return table
+
+
+def adapter_table(findings: "Findings") -> "Table":
+    """What is trained in each part, and the bytes of its new weights, their gradients and the optimizer's averages."""
+    from rich.table import Table
+
+    from mmtune.part_sizes import in_words
+
+    table = Table("part", title="adapter (memory: with gradients and optimizer)", title_justify="left")
+    for name in ("modules", "trained weights", "share", "memory"):
+        table.add_column(name, justify="right")
+    memory = {one.part: in_words(one.total) for one in findings.trained}
+    for part, modules, trained, share in findings.parts:
+        table.add_row(part, f"{modules:,}", f"{trained:,}", f"{share:.2%}", memory.get(part, ""))
+    return table

@@ -170,9 +170,11 @@ def _of_merged(folder: Path, scratch: Path, base_model: str | None) -> Package:
     base = replace(base, dtype=backbone["dtype"], quantize=backbone["quantize"])
     package = Package("model", folder, folder / CARD, base, family=backbone["family"], report=report)
     names = {CONFIG, SAFETENSORS, INDEX, REPORT, *COMPONENTS}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and (path.name in names or SHARD.fullmatch(path.name)):
-            package.files.append(PushFile(path.name, path, copied=path.name in COMPONENTS or path.name == CONFIG))
+    deeper = [folder / name for name in COMPONENTS if "/" in name]
+    for path in sorted([*folder.iterdir(), *deeper]):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and (name in names or SHARD.fullmatch(name)):
+            package.files.append(PushFile(name, path, copied=name in COMPONENTS or name == CONFIG))
     _check_whole(package)
     if run is not None:
         _take_run(package, run, scratch, named=False, chosen=Path(report["merged"]["folder"]).name)

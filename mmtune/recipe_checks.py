@@ -13,13 +13,16 @@ from pydantic_core import to_json
 
 from mmtune.adapters._peft_limits import quantized_problem
 from mmtune.ground.durations import Span
+from mmtune.ground.kind_folder import kind, kinds
 from mmtune.ground.recipe_text import KeyPath
-from mmtune.metrics import MODALITIES, retrieval_scores
+from mmtune.metrics import MODALITIES
 from mmtune.recipe_keys import SectionClass, kind_of, sections_in, suggest
 from mmtune.sources import split_names, splits_on_disk
 from mmtune.train_checks import TRAIN_CHECKS
 
 Finding = tuple[KeyPath, str]
+
+HOW_TO_NAME = "name their columns in data (question, answers, label), or write kind: conversations for turns"
 
 
 class AbsentKeyError(LookupError):
@@ -109,7 +112,7 @@ def check_batch(recipe: Any, world_size: int) -> Iterator[Finding]:
 
 def check_pool_of_negatives(recipe: Any, world_size: int) -> Iterator[Finding]:
     """A softmax over one candidate is always right."""
-    if recipe.task.loss.kind == "infonce" and recipe.train.batch < 2:
+    if recipe.task.kind == "retrieval" and recipe.task.loss.kind == "infonce" and recipe.train.batch < 2:
         yield ("train", "batch"), "infonce compares samples of one batch with each other; write at least 2"
 
 
@@ -198,10 +201,38 @@ def check_best_is_measured(recipe: Any, world_size: int) -> Iterator[Finding]:
 
 
 def _score_names(recipe: Any) -> list[str]:
-    """The scores there are; of every modality where the data section does not say which."""
-    data = recipe.data
+    """The task's scores; of every modality where the data section does not say which."""
+    data, task = recipe.data, kind("tasks", recipe.task)
     chosen = MODALITIES if isinstance(data, PartialSection) else (data.modality,)
-    return [score.name for modality in chosen for score in retrieval_scores(modality)]
+    return list(dict.fromkeys(name for modality in chosen for name in task.score_names(recipe.task, modality)))
+
+
+# --- data x task
+
+
+def check_fields(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """The data holds what the task is about."""
+    data, task = recipe.data, kind("tasks", recipe.task)
+    if isinstance(data, PartialSection):
+        return
+    if "label" in data.fields and recipe.task.kind in ("captioning", "retrieval"):
+        what = f"{recipe.task.kind} would learn captions that label calls false: write kind: matching"
+        yield ("task", "kind"), f"{what}, or leave data.label out"
+    missing = sorted(task.FIELDS - data.fields)
+    if missing:
+        fitting = [name for name, one in kinds("tasks").items() if data.fields >= one.FIELDS]
+        yield (
+            ("task", "kind"),
+            f"{recipe.task.kind} needs {' and '.join(missing)}, and data has {', '.join(sorted(data.fields))}: "
+            f"{HOW_TO_NAME}; or a task that fits: {', '.join(fitting) or 'none'}",
+        )
+
+
+def check_grouping(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """A batch of retrieval is the pool of negatives, which length must not choose."""
+    if recipe.train.group_by_length and recipe.task.kind == "retrieval":
+        what = "texts of one length would be each other's negatives; write false"
+        yield ("train", "group_by_length"), what
 
 
 # --- backbone x adapter
@@ -238,6 +269,8 @@ CHECKS: tuple[Callable[[Any, int], Iterator[Finding]], ...] = (
     check_splits,
     check_best,
     check_best_is_measured,
+    check_fields,
+    check_grouping,
     *TRAIN_CHECKS,
     check_quantization,
     check_half_precision,

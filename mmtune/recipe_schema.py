@@ -86,8 +86,8 @@ class TrainSection(StrictSection):
     )
     best: str | None = Field(
         None,
-        description="validation score by which the best checkpoint is chosen; null: text_to_image_recall@1, for sounds "
-        "text_to_audio_recall@1",
+        description="validation score by which the best checkpoint is chosen; null: the first of the task's scores, "
+        "for retrieval text_to_image_recall@1 (of sounds text_to_audio_recall@1)",
     )
     log_every: Duration = Field(Span(10, "steps"), description="how often a line of metrics is written")
     early_stopping: EarlyStoppingSection | None = Field(
@@ -95,6 +95,9 @@ class TrainSection(StrictSection):
     )
     ema: AverageSection | None = Field(
         None, description="average what is trained over the steps and use the average; null: use the last values"
+    )
+    group_by_length: bool = Field(
+        False, description="batches of samples that are about equally long: less padding; not for retrieval"
     )
     activation_checkpointing: bool = Field(
         False, description="compute layers again in the backward pass: less memory, about a third more time"

@@ -1,6 +1,7 @@
 """``curves.png``: how a run went, from ``metrics.jsonl``, and what came of it, from ``scores.json``."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from mmtune.ground.records import MEDIA_WORDS
 from mmtune.ground.safe_files import read_json, whole_file
-from mmtune.metrics import MODALITIES, best_score, directions
+from mmtune.metrics import MODALITIES, directions, top_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def save_picture(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
-    with whole_file(path) as beside:
+    with whole_file(path) as beside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")  # words in scripts that the font lacks: boxes, no noise
         figure.savefig(beside, format="png", metadata={"Software": None})
 
 
@@ -101,10 +103,11 @@ def legend_above(axes: "Axes", handles: Sequence[Any] = (), *, columns: int = 4,
 
 
 def _bound_share(axes: "Axes", highest: float) -> None:
-    """An axis for numbers from 0 to 1: room for words above the highest, and no tick beyond what can be reached."""
-    axes.set_ylim(0, 1.15 * (highest if highest > 0 else 1.0))
-    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 1])
-    axes.spines["left"].set_bounds(0, min(1.0, axes.get_ylim()[1]))
+    """An axis for numbers from 0 to 1, or beyond (error rates): room for words above the highest, and no tick there."""
+    top = max(1.0, highest)
+    axes.set_ylim(0, 1.15 * (highest if highest > 1e-6 else 1.0))
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= top])
+    axes.spines["left"].set_bounds(0, min(top, axes.get_ylim()[1]))
 
 
 def _best(run: Path) -> tuple[str, int] | None:
@@ -162,22 +165,41 @@ def _draw_validation(axes: "Axes", rows: list[dict[str, Any]], best: tuple[str, 
     if not _panel(axes, "validation", rows):
         return
     steps = [row["step"] for row in rows]
-    modality = "audio" if best_score(None, "audio") in rows[0]["validation"] else "image"
-    to_media, to_text = directions(modality)
-    main = best[0] if best else best_score(None, modality)
-    others = {f"{to_media}_recall@1": SECOND, f"{to_text}_recall@1": BASE, f"{to_media}_recall@10": SOFT}
-    names = {main: TUNED, **{name: colour for name, colour in others.items() if name != main}}
+    names = _validation_lines(rows, best[0] if best else None)
+    main = next(iter(names))
     for name, colour in names.items():
         if all(name in row["validation"] for row in rows):
-            values = [row["validation"][name] for row in rows]
-            label = name.replace("_", " ")
+            values = [row["validation"][name] / top_of(name) for row in rows]
+            label = _scaled(name).replace("_", " ")
             axes.plot(steps, values, color=colour, marker="o", markersize=3.5, label=label, zorder=3 - (name != main))
             if best and name == main and best[1] in steps:
                 value = values[steps.index(best[1])]
                 axes.plot([best[1]], [value], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, zorder=4)
-                _label(axes, f"best {value:.3f}", best[1], value, at_end=best[1] > (steps[0] + steps[-1]) / 2)
-    _bound_share(axes, max(row["validation"][name] for row in rows for name in names if name in row["validation"]))
+                _label(
+                    axes,
+                    f"best {value * top_of(name):.3f}",
+                    best[1],
+                    value,
+                    at_end=best[1] > (steps[0] + steps[-1]) / 2,
+                )
+    shown = [row["validation"][name] / top_of(name) for row in rows for name in names if name in row["validation"]]
+    _bound_share(axes, max(shown))
     legend_above(axes, columns=2)
+
+
+def _validation_lines(rows: list[dict[str, Any]], main: str | None) -> dict[str, str]:
+    """The scores that are drawn, the one that chooses first, with their colours."""
+    there = list(rows[0]["validation"])
+    recalls = [f"{to}_recall@{k}" for k in (1, 10) for modality in MODALITIES for to in directions(modality)]
+    likely = [name for name in recalls if name in there][:3] or there[:4]
+    names = dict.fromkeys([main or likely[0], *likely])
+    return dict(zip(names, (TUNED, SECOND, BASE, SOFT), strict=False))
+
+
+def _scaled(name: str) -> str:
+    """A score's name with what it is divided by to lie between 0 and 1."""
+    top = top_of(name)
+    return name if top == 1 else f"{name} / {top:g}"
 
 
 def _draw_learning_rate(axes: "Axes", rows: list[dict[str, Any]]) -> None:
@@ -223,17 +245,19 @@ def _draw_scores(axes: "Axes", scores: dict[str, Any]) -> None:
     """Bars of base and tuned per score; the whisker on tuned is the interval of the change, seen from base."""
     names = [name for name in scores["base"] if not name.endswith("median_rank")]
     places = np.arange(len(names))
-    base, tuned = (np.array([scores[model][name] for name in names]) for model in ("base", "tuned"))
-    edges = np.array([scores["interval95"][name] or (np.nan, np.nan) for name in names]) + base[:, None]
-    edges = np.clip(edges, 0, 1)  # no score is beyond
+    tops = np.array([top_of(name) for name in names])
+    base, tuned = (np.array([scores[model][name] for name in names]) / tops for model in ("base", "tuned"))
+    edges = np.array([scores["interval95"][name] or (np.nan, np.nan) for name in names]) / tops[:, None]
+    highest = np.where(np.fmax(base, tuned) > 1, np.inf, 1.0)  # no share is beyond 1; an error rate may be
+    edges = np.clip(edges + base[:, None], 0, highest[:, None])
     axes.bar(places - 0.19, base, 0.36, color=BASE, label="base")
     axes.bar(places + 0.19, tuned, 0.36, color=TUNED, label="tuned")
     reach = np.abs(np.stack([tuned - edges[:, 0], edges[:, 1] - tuned]))
     label = "95 % interval of the change"
     axes.errorbar(places + 0.19, tuned, reach, fmt="none", color=INK, capsize=3, linewidth=1, label=label)
     tops = np.fmax(np.fmax(base, tuned), edges[:, 1])
-    for place, top, change in zip(places, tops, tuned - base, strict=True):
-        text = f"{change:+.3f}"
+    for place, top, name in zip(places, tops, names, strict=True):
+        text = f"{scores['tuned'][name] - scores['base'][name]:+.3f}"
         axes.annotate(text, (place, top), (0, 4), textcoords="offset points", ha="center", fontsize=8.5)
     axes.set_xticks(places, [_two_lines(name) for name in names])
     axes.tick_params(axis="x", length=0)
@@ -246,7 +270,12 @@ def _draw_scores(axes: "Axes", scores: dict[str, Any]) -> None:
     )
     of = f" ({scores['checkpoint']})" if scores.get("checkpoint") else ""
     words = MEDIA_WORDS[scores.get("modality", "image")]
-    axes.set_title(f"{scores['split']} split, {scores[words]:,} {words} and {scores['texts']:,} texts{of}")
+    seen = (
+        f"{scores[words]:,} {words} and {scores['texts']:,} texts"
+        if "texts" in scores
+        else f"{scores['samples']:,} samples"
+    )
+    axes.set_title(f"{scores['split']} split, {seen}{of}")
     axes.set_xlabel(medians)
     legend_above(axes)
 
@@ -255,7 +284,7 @@ def _two_lines(name: str) -> str:
     """``text_to_image_recall@5`` as a tick: the direction above, the metric below."""
     for direction in (one for modality in MODALITIES for one in directions(modality)):
         name = name.replace(f"{direction}_", direction.replace("_", " ") + "\n")
-    return name.replace("mrr", "MRR")
+    return _scaled(name).replace("mrr", "MRR") if "\n" not in name else name.replace("mrr", "MRR")
 
 
 def _or_gap(value: float | None) -> float:

@@ -9,6 +9,7 @@ from mmtune.ground.kind_folder import kind, kinds
 from mmtune.ground.library_notes import silence_library_notes
 from mmtune.ground.records import MEDIA_WORDS
 from mmtune.run_trackers import refuse_dropped, refuse_missing
+from mmtune.tasks import abilities_of, ability_for
 from mmtune.train_loop import Cadence
 
 if TYPE_CHECKING:
@@ -80,14 +81,45 @@ def refuse_misfit(recipe: "Recipe") -> None:
     from mmtune.adapters import problems
     from mmtune.backbones import describe
 
-    description = describe(recipe.backbone)
-    family, task = description.traits, kind("tasks", recipe.task)
-    found = problems(recipe.adapter, recipe.backbone, description)
-    if task.ABILITY not in family.abilities:
-        able = ", ".join(sorted(family.abilities))
-        found.insert(0, f"task.kind: {recipe.task.kind} needs {task.ABILITY!r}; the family {family.name} has: {able}")
-    found += modality_problems(recipe, family)
+    description = describe(recipe.backbone, ability=abilities_of(recipe.task))
+    found = task_problems(recipe, description.traits)
+    found += problems(recipe.adapter, recipe.backbone, description)
+    found += modality_problems(recipe, description.traits)
     if found:
+        raise RecipeError("\n".join(found))
+
+
+def task_problems(recipe: "Recipe", family: "Family") -> list[str]:
+    """The family can do what the task asks; else a message with the tasks and the families that would fit."""
+    task = kind("tasks", recipe.task)
+    ability = ability_for(task, family)
+    if ability == "classify" and getattr(recipe.task, "answers", None) is not None:
+        return [
+            f"task.answers: family {family.name} chooses from its own list, so these would not be used: leave it out"
+        ]
+    if ability is not None:
+        return []
+    wanted, can = " or ".join(task.ABILITIES), ", ".join(sorted(family.abilities)) or "nothing"
+    fitting = [name for name, one in kinds("tasks").items() if ability_for(one, family)]
+    able = [name for name, one in kinds("backbones").items() if any(ability_for(task, it) for it in _records(one))]
+    return [
+        f"task.kind: {recipe.task.kind} needs the ability {wanted}, and family {family.name} can {can}; tasks that "
+        f"fit: {', '.join(fitting) or 'none'}; families for {recipe.task.kind}: {', '.join(able) or 'none'}"
+    ]
+
+
+def _records(family: Any) -> "list[Family]":
+    """A family's records: of one class, or of several (``RECORDS``)."""
+    return [family.FAMILY, *getattr(family, "RECORDS", {}).values()]
+
+
+def refuse_misfit_of(recipe: "Recipe", description: Any) -> None:
+    """As ``refuse_misfit``, for a model that may be another than the recipe's: the task alone.
+
+    Raises:
+        RecipeError: it does not fit.
+    """
+    if found := task_problems(recipe, description.traits):
         raise RecipeError("\n".join(found))
 
 

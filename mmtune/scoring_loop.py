@@ -10,6 +10,7 @@ Letters: I images, T texts, D embedding width.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def embed_split(
     report = progress or (lambda kind, done, total: None)
     family, processor, modality = backbone.family, backbone.processor, backbone.traits.modality
     words = MEDIA_WORDS[modality]
-    with _scoring(backbone.model), _autocast(device, precision):
+    with scoring_mode(backbone.model), autocast_for(device, precision):
         embed = _Embedder(backbone, device, batch, workers, keep or EncodedBatches(max_bytes=0))
         read = ReadMedia(family, processor, split)
         images = embed(words, content.images, read, family.embed_media, bad_at, report)
@@ -194,20 +195,24 @@ class _Encoded:
 class _Collate:
     """(places of the good items, their padded batch, bad items by place)."""
 
-    family: Any
-    processor: Any
+    pad: "Callable[[list[Any]], dict[str, Tensor]]"
 
     def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], "dict[str, Tensor]", dict[int, BadItem]]:
         good = [(place, item) for place, item in items if not isinstance(item, BadItem)]
         bad = {place: item for place, item in items if isinstance(item, BadItem)}
-        padded = self.family.pad(self.processor, [item for _, item in good]) if good else {}
+        padded = self.pad([item for _, item in good]) if good else {}
         return [place for place, _ in good], padded, bad
 
 
 def open_batches(
-    backbone: Any, items: Sequence[Any], encode: Callable[[Any], Any], batches: list[list[int]], workers: int
+    backbone: Any,
+    items: Sequence[Any],
+    encode: Callable[[Any], Any],
+    batches: list[list[int]],
+    workers: int,
+    pad: "Callable[[list[Any]], dict[str, Tensor]] | None" = None,
 ) -> Iterator[tuple[list[int], "dict[str, Tensor]", dict[int, BadItem]]]:
-    """Read and encode ``items`` in batches of the given places.
+    """Read and encode ``items`` in batches of the given places; ``pad`` instead of the family's own.
 
     Yields for each batch: the places of its good items, their padded tensors, and its bad items by place.
     """
@@ -220,7 +225,7 @@ def open_batches(
             _Encoded(items, encode),  # type: ignore[arg-type]
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=_Collate(backbone.family, backbone.processor),
+            collate_fn=_Collate(pad or partial(backbone.family.pad, backbone.processor)),
             generator=torch.Generator(),  # else the loader would draw from the global generator of a training run
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context="fork" if workers else None,
@@ -293,7 +298,7 @@ def _shared_ranks(queries: np.ndarray, items: np.ndarray, positives: Positives, 
 
 
 @contextmanager
-def _scoring(model: "nn.Module") -> Iterator[None]:
+def scoring_mode(model: "nn.Module") -> Iterator[None]:
     """Eval mode without gradient; afterwards every module is in the mode it was in."""
     import torch
 
@@ -307,7 +312,8 @@ def _scoring(model: "nn.Module") -> Iterator[None]:
             module.training = True
 
 
-def _autocast(device: "torch.device | str", precision: str) -> AbstractContextManager[Any]:
+def autocast_for(device: "torch.device | str", precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision where it is asked for (``bf16``, ``fp16``), else nothing."""
     import torch
 
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -46,6 +46,8 @@ def shrink(recipe: "Recipe", overrides: Collection[str] = (), *, world_size: int
     inputs = _write_inputs(recipe, Path(f"{output}{SUFFIX}_inputs"))
     values = {**resolved_json(recipe), **inputs, "output": output + SUFFIX}
     notes = [f"tiny: backbone {_name(recipe)} and its data are replaced by made-up ones in {output}{SUFFIX}_inputs"]
+    if recipe.backbone.image is not None:
+        notes.append("tiny: backbone.image is null: the twin's pictures are small already")
     for key, value in _smaller(recipe, values, world_size).items():
         section, name = key.split(".")
         if key not in given and values[section].get(name) != value:
@@ -93,7 +95,8 @@ def _write_inputs(recipe: "Recipe", folder: Path) -> dict[str, Any]:
     from mmtune.backbones import tiny_section
     from mmtune.sources import write_tiny
 
-    before = {"backbone": recipe.backbone.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
+    before = {name: getattr(recipe, name).model_dump(mode="json") for name in ("backbone", "data")}
+    before["task"] = recipe.task.kind  # some families have a class for each
     done = folder / DONE_FILE
     with _one_at_a_time(folder):
         if done.is_file():
@@ -103,7 +106,7 @@ def _write_inputs(recipe: "Recipe", folder: Path) -> dict[str, Any]:
         for name in ("backbone", "data"):
             shutil.rmtree(folder / name, ignore_errors=True)
         done.unlink(missing_ok=True)
-        backbone = _explained(recipe, lambda: tiny_section(recipe.backbone, folder / "backbone"))
+        backbone = _explained(recipe, lambda: tiny_section(recipe.backbone, folder / "backbone", task=recipe.task.kind))
         data = write_tiny(recipe.data, folder / "data")
         after = {"backbone": backbone.model_dump(mode="json"), "data": data.model_dump(mode="json")}
         done.write_text(json.dumps({"before": before, "after": after}, indent=2), encoding="utf-8")

@@ -1,19 +1,20 @@
 """The data of a run and what is said about it: splits opened and checked, the validation score, the facts kept."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.adapters import describe_rates
-from mmtune.contrastive_step import StepContext
 from mmtune.ground.errors import DataError
-from mmtune.ground.process_group import gather_objects
+from mmtune.ground.process_group import gather_objects, world_size
 from mmtune.ground.records import BadItem, Sample
 from mmtune.ground.run_log import RunLog
-from mmtune.metrics import best_score
 from mmtune.sources import OpenedSplit, open_split, split_names
+from mmtune.step_context import StepContext
+from mmtune.tasks import ability_for, best_score
 
 if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
@@ -38,6 +39,11 @@ class TrainingData:
     def train(self) -> OpenedSplit:
         """What is trained on."""
         return self.splits["train"]
+
+
+def answer_batch(recipe: "Recipe") -> int:
+    """Samples per pass when answers are scored: what fits on a rank in training, and no more."""
+    return min(EVALUATION_BATCH, recipe.train.micro_batch or max(1, recipe.train.batch // world_size()))
 
 
 def open_checked(recipe: "Recipe", split: str) -> OpenedSplit:
@@ -71,10 +77,17 @@ def open_training_data(recipe: "Recipe", log: RunLog) -> TrainingData:
 
 
 def hash_samples(samples: Sequence[Sample]) -> str:
-    """sha256 over ids and captions in their order: what a data position is a position in, hex."""
+    """sha256 over ids and what samples hold, in their order: what a data position is a position in, hex.
+
+    Images count by their place in a conversation, not by their path: data may move.
+    """
     digest = hashlib.sha256()
     for sample in samples:
         digest.update("\x1f".join((sample.id, *sample.captions, "\x1e")).encode("utf-8", "surrogatepass"))
+        turns = [(one.role, [each if isinstance(each, str) else None for each in one.content]) for one in sample.turns]
+        asked = (sample.question, sample.answers, sample.label, turns)
+        if asked != ("", (), None, []):
+            digest.update(json.dumps(asked).encode())
     return digest.hexdigest()
 
 
@@ -101,6 +114,7 @@ def make_context(recipe: "Recipe", adapted: Any, task: Any, accelerator: Any) ->
         device=accelerator.device,
         autocast=accelerator.autocast,
         seed=recipe.seed,
+        ability=ability_for(task, adapted.backbone.traits) or "embed",
     )
     if scaler is not None:
         context.scale = scaler.scale
@@ -110,10 +124,14 @@ def make_context(recipe: "Recipe", adapted: Any, task: Any, accelerator: Any) ->
 def make_validation(
     recipe: "Recipe", adapted: Any, split: OpenedSplit | None, context: StepContext
 ) -> Callable[[], tuple[dict[str, float], list[BadItem]]] | None:
-    """A function that scores the adapted model on the validation split; it also gives the images that failed there."""
+    """A function that scores the adapted model on the validation split; it also gives what failed there."""
     if split is None:
         return None
+    make = _embedding_validation if context.ability == "embed" else _answer_validation
+    return make(recipe, adapted, split, context)
 
+
+def _embedding_validation(recipe: "Recipe", adapted: Any, split: OpenedSplit, context: StepContext) -> Any:
     from mmtune.scoring_loop import EncodedBatches, embed_split, score_embeddings
 
     kept = EncodedBatches()  # the split is read and encoded once, not at every score
@@ -134,12 +152,38 @@ def make_validation(
     return validate
 
 
+def _answer_validation(recipe: "Recipe", adapted: Any, split: OpenedSplit, context: StepContext) -> Any:
+    from mmtune.answer_scoring import answer_split, score_answers
+    from mmtune.item_encoding import make_asking
+    from mmtune.scoring_loop import EncodedBatches
+
+    kept = EncodedBatches()
+    asking = make_asking(recipe, adapted.backbone)
+    samples = asking.task.prepare(split.samples, recipe.seed)
+
+    def validate() -> tuple[dict[str, float], list[BadItem]]:
+        with context.autocast():
+            answers = answer_split(
+                asking,
+                adapted.backbone,
+                samples,
+                device=context.device,
+                batch=answer_batch(recipe),
+                workers=recipe.train.workers,
+                split="validation",
+                keep=kept,
+            )
+        return score_answers(answers), list(answers.bad)
+
+    return validate
+
+
 def describe_run(trainer: Any) -> dict[str, Any]:
     """The manifest's facts about a run."""
     from mmtune.run_folder import versions
 
     recipe, adapted, state = trainer.recipe, trainer.adapted, trainer.state
-    best = best_score(recipe.train.best, recipe.data.modality)
+    best = best_score(recipe)
     trained = sum(part.num_trainable for part in adapted.parts)
     return {
         "started_in": str(Path.cwd()),
@@ -165,7 +209,7 @@ def describe_run(trainer: Any) -> dict[str, Any]:
             "samples_trained": state.num_samples,
             "captions_cut": len(state.long_keys),
             "bad": len(state.bad),
-            "notes": [*trainer.notes, *trainer.pairs.items.lines()],
+            "notes": [*trainer.notes, *trainer.items.items.lines()],
         },
         "seconds": round(state.seconds, 1),
     }
@@ -180,7 +224,7 @@ def describe_start(trainer: Any) -> Iterator[str]:
         f"data: {layout.num_items} items, {layout.steps_per_epoch} steps per epoch, {layout.num_dropped} left out of "
         f"each epoch (the last short batch), {len(trainer.state.bad)} quarantined"
     )
-    yield from trainer.pairs.items.lines()
+    yield from trainer.items.items.lines()
     precision = trainer.accelerator.mixed_precision.replace("no", "fp32")
     yield (
         f"batch {layout.batch} = {layout.num_ranks} rank(s) x {layout.micro_batches_per_step} x micro-batch "
@@ -205,9 +249,9 @@ def _describe_ways(train: Any) -> Iterator[str]:
 
 def describe_end(trainer: Any) -> Iterator[str]:
     """Lines that say what was done, and what was cut, left out or skipped on the way."""
-    state, best = trainer.state, best_score(trainer.recipe.train.best, trainer.recipe.data.modality)
+    state, best = trainer.state, best_score(trainer.recipe)
     if state.long_keys:
-        limit = trainer.pairs.limit
+        limit = trainer.items.limit
         yield f"{len(state.long_keys)} captions were longer than the text tower's {limit} tokens and were cut there"
     if state.bad:
         yield f"{len(state.bad)} items are quarantined, see {trainer.run / 'quarantine.jsonl'}"

@@ -8,21 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmtune.additive_step import additive_step
 from mmtune.backbones import clamp_temperature
 from mmtune.bad_samples import Quarantine, count_batches
-from mmtune.batch_building import Batch, EncodedPairs, Layout, open_loader
-from mmtune.contrastive_step import StepContext, contrastive_step
+from mmtune.batch_building import Batch, EncodedItems, Layout, open_loader
+from mmtune.contrastive_step import contrastive_step
 from mmtune.early_stopping import describe_stop, note_score
 from mmtune.ground.errors import NotFinite, RunStopped
 from mmtune.ground.process_group import gather_objects, rank
-from mmtune.ground.records import BadItem
+from mmtune.ground.records import BadItem, NoMedia
 from mmtune.ground.run_log import RunLog
 from mmtune.ground.stop_signals import StopSignals
 from mmtune.memory_advice import advise_on_memory, peak_memory
-from mmtune.metrics import best_score
 from mmtune.optimizer_setup import has_moved, highest_rate, move_schedule
 from mmtune.run_checkpoint import TrainState, checkpoint_name, save_checkpoint
 from mmtune.run_folder import update_manifest
+from mmtune.step_context import StepContext
+from mmtune.tasks import best_score
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,7 +59,7 @@ class Trainer:
     run: Path
     adapted: Any
     context: StepContext
-    pairs: EncodedPairs
+    items: EncodedItems
     layout: Layout
     optimizer: "Optimizer"
     schedule: "LambdaLR"
@@ -131,7 +133,7 @@ def _save(trainer: Trainer) -> None:
 def read_steps(trainer: Trainer, first: int, last: int) -> Iterator[list[Batch]]:
     """This rank's micro-batches, one list per optimizer step."""
     loader = open_loader(
-        trainer.pairs,
+        trainer.items,
         trainer.layout,
         rank=rank(),
         first_step=first,
@@ -178,7 +180,8 @@ def take_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
 def _forward_backward(trainer: Trainer, batches: list[Batch]) -> float:
     """Gradients of the whole batch in place; returns its loss."""
     trainer.optimizer.zero_grad(set_to_none=True)
-    return float(contrastive_step(trainer.context, batches, trainer.state.step))
+    take = contrastive_step if trainer.context.ability == "embed" else additive_step
+    return float(take(trainer.context, batches, trainer.state.step))
 
 
 def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float | None:
@@ -195,17 +198,28 @@ def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float | None
     if not finite[0] or (not finite[1] and scaler is None):
         _stop(trainer, batches, loss, norm)
     if state.step < trainer.liveness.last_step:
-        trainer.liveness.after_backward()
+        if _shows_something(trainer, batches):
+            trainer.liveness.after_backward()
+        else:
+            trainer.liveness.last_step += 1
     if scaler is None:
         optimizer.step()
     else:
         scaler.step(optimizer)
         scaler.update()
         _count_skipped(trainer, skipped=not finite[1])
-    clamp_temperature(trainer.context.backbone, trainer.context.task.max_log_scale(trainer.context.section))
+    if trainer.context.ability == "embed":
+        clamp_temperature(trainer.context.backbone, trainer.context.task.max_log_scale(trainer.context.section))
     move_schedule(trainer.schedule, state.step + 1)
     state.step += 1
     return norm if finite[1] else None
+
+
+def _shows_something(trainer: Trainer, batches: list[Batch]) -> bool:
+    """Whether a step can tell if a vision part lives: one of words alone cannot, in data that has images too."""
+    if any(gather_objects([any(batch.num_shown for batch in batches)])):
+        return True
+    return all(isinstance(sample.media, NoMedia) for sample in trainer.items.samples)
 
 
 def _stop(trainer: Trainer, batches: list[Batch], loss: float, norm: float) -> None:
@@ -250,8 +264,7 @@ def _validate(trainer: Trainer) -> bool:
     """
     from mmtune.adapters import set_modes
 
-    state, traits = trainer.state, trainer.adapted.backbone.traits
-    name = best_score(trainer.recipe.train.best, traits.modality)
+    state, name = trainer.state, best_score(trainer.recipe)
     if trainer.validate is None:
         return False
     average = trainer.average

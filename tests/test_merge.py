@@ -195,7 +195,7 @@ def test_an_adapter_without_effect_is_no_merge(run: Path, monkeypatch: pytest.Mo
     target = resolve(run)
     folded = fold(target, samples(), scale=1.0, full=False, dtype="float32")
     write_folder(folded, run / "merged")
-    with pytest.raises(CheckpointError, match="like the untouched base"):
+    with pytest.raises(CheckpointError, match="embeddings are like the untouched base"):
         prove_all([(folded, run / "merged")])
 
 

@@ -1,5 +1,52 @@
 """Floor 2, tasks: what is shown to a backbone, what must be said, and how it is judged. One file per kind.
 
-A task is a module with a ``Section``, the ``ABILITY`` it asks of a backbone family, and functions that know neither
-the loop nor a particular model.
+A task is a module with a ``Section`` and functions that know neither the loop nor a particular model::
+
+    ABILITIES: tuple[str, ...]          # what a family must be able to do for it, any one of them, the best first
+    FIELDS: frozenset[str]              # what its samples must hold: captions, question, answers, turns
+    items(samples, captions) -> [(sample index, choice)]    # what an epoch goes through; choice: see there
+    score_names(section, modality) -> [str]                 # what it is judged by; the first chooses the best one
+
+Tasks that end in words or in a choice, all but ``retrieval``, also have::
+
+    prepare(samples, seed) -> samples                       # what is asked about; here ``matching`` makes mismatches
+    spoken(section, sample, choice, *, prompt, seed, epoch) -> turns    # a whole conversation, to learn from
+    asked(section, sample, prompt) -> turns                 # what an answer is wanted for; ends with the user's turn
+    candidates(section) -> [str]                            # answers to choose from by likelihood; []: any words
+    references(section, sample) -> [str]                    # what would have been right
+    statement(sample) -> str                                # the text that goes with the image, for ``match``,
+                                                            # ``classify`` and tables
 """
+
+from types import ModuleType
+from typing import Any
+
+
+def ability_for(task: ModuleType, family: Any) -> str | None:
+    """The first of the task's abilities that the family (a ``Family`` record) has; None where it has none of them."""
+    return next((ability for ability in task.ABILITIES if ability in family.abilities), None)
+
+
+def abilities_of(section: Any) -> tuple[str, ...]:
+    """What a task's section asks of a family, any one of them, the best first."""
+    from mmtune.ground.kind_folder import kind
+
+    abilities: tuple[str, ...] = kind("tasks", section).ABILITIES
+    return abilities
+
+
+def prepared(recipe: Any, samples: Any) -> Any:
+    """The samples as the task asks about them."""
+    from mmtune.ground.kind_folder import kind
+
+    prepare = getattr(kind("tasks", recipe.task), "prepare", None)
+    return prepare(samples, recipe.seed) if prepare else samples
+
+
+def best_score(recipe: Any) -> str:
+    """The score that chooses the best checkpoint: the one a recipe names, else the first of its task."""
+    from mmtune.ground.kind_folder import kind
+
+    if recipe.train.best is not None:
+        return str(recipe.train.best)
+    return str(kind("tasks", recipe.task).score_names(recipe.task, recipe.data.modality)[0])

@@ -14,8 +14,8 @@ from mmtune.ground.seeding import seed_for, text_key
 if TYPE_CHECKING:
     from torch import Tensor
 
-ABILITY = "embed"
-"""What a backbone family must be able to do."""
+ABILITIES = ("embed",)
+FIELDS = frozenset({"captions"})
 
 LOSSES = ("infonce", "sigmoid")
 """The losses that fit this task."""
@@ -37,6 +37,14 @@ def _default_loss() -> Any:
     from mmtune.losses.infonce import Section as InfoNCE
 
     return InfoNCE(kind="infonce")
+
+
+def score_names(section: Section, modality: str) -> list[str]:
+    """Recall and ranks in both directions; recall@1 from text to the modality first."""
+    from mmtune.metrics import retrieval_scores
+
+    first = f"text_to_{modality}_recall@1"
+    return sorted((score.name for score in retrieval_scores(modality)), key=lambda name: name != first)
 
 
 @dataclass(frozen=True)
