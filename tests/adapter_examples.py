@@ -106,25 +106,29 @@ def loss_of(backbone: Backbone, inputs: dict[str, torch.Tensor]) -> torch.Tensor
     return torch.nn.functional.softplus(-logits * (2 * torch.eye(len(logits)) - 1)).mean()
 
 
-def make_run(run: Path, backbone: dict[str, Any], adapter: dict[str, Any]) -> Path:
+RETRIEVAL: dict[str, Any] = {"kind": "retrieval", "loss": {"kind": "infonce"}}
+
+
+def make_run(run: Path, backbone: dict[str, Any], adapter: dict[str, Any], task: dict[str, Any] = RETRIEVAL) -> Path:
     """A run folder with one checkpoint, as training would leave it, without the training."""
     from mmtune.ground.safe_files import write_json
     from mmtune.optimizer_setup import make_optimizer
     from mmtune.recipe_schema import recipe_from_json, resolved_json
     from mmtune.run_checkpoint import TrainState, save_checkpoint
+    from mmtune.tasks import abilities_of
 
     recipe = recipe_from_json(
         {
             "backbone": backbone,
             "adapter": adapter,
             "data": {"kind": "glyphs", "characters": 60},
-            "task": {"kind": "retrieval", "loss": {"kind": "infonce"}},
+            "task": task,
             "train": {"length": "4 steps", "batch": 8, "learning_rate": 1e-3},
             "output": str(run),
         }
     )
     write_json(run / "recipe.resolved.json", resolved_json(recipe))
-    loaded = load(recipe.backbone)
+    loaded = load(recipe.backbone, ability=abilities_of(recipe.task))
     adapted = disturb(attach(loaded, recipe.adapter, seed=recipe.seed))
     write_json(run / "manifest.json", {"backbone": loaded.record(), "best_checkpoint": None})
     save_checkpoint(run, adapted, make_optimizer(adapted, recipe.train), TrainState(step=1), keep=1)

@@ -1,5 +1,6 @@
 """What every test stands on: no network, one thread, and tiny model folders made once."""
 
+import functools
 import json
 import os
 import shutil
@@ -29,6 +30,19 @@ def tiny_siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mmtune.backbones import tiny_folder
 
     return tiny_folder("siglip", tmp_path_factory.mktemp("backbones") / "tiny_siglip")
+
+
+@pytest.fixture(scope="session")
+def chat_backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """``chat_backbone("llava")``: the tiny twin of a chat model, loaded once. Put back what you change."""
+    from mmtune.backbones import Section, load, tiny_folder
+
+    @functools.cache
+    def loaded(model_type: str) -> Any:
+        folder = tmp_path_factory.mktemp("backbones") / model_type
+        return load(Section(id=str(tiny_folder("chat", folder, model_type=model_type))))
+
+    return loaded
 
 
 @pytest.fixture

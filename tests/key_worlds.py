@@ -45,6 +45,11 @@ class World:
         from key_worlds_sources import write_source_worlds
 
         write_source_worlds(self.folder)
+        from key_worlds_answers import write_answer_world
+        from key_worlds_tasks import write_task_world
+
+        write_answer_world(self.folder)
+        write_task_world(self.folder)
 
     def recipe(self, base: str, overrides: list[str]) -> Recipe:
         """A base recipe with overrides; ``FOLDER`` in them is the world's folder."""

@@ -90,18 +90,18 @@ def _write_hub(folder: Path) -> None:
             chosen = [{**row, "caption": [f"{text} {rename}" for text in row["caption"]]} for row in rows]
             table = pa.Table.from_pylist([row for row in [*chosen, *more] if row["split"] == split])
             (folder / name / split).mkdir(parents=True)
-            _write_arrow(folder / name / split / "data.arrow", table)
+            write_arrow(folder / name / split / "data.arrow", table)
             (folder / name / split / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
         (folder / name / "dataset_dict.json").write_text(json.dumps({"splits": list(dict.fromkeys(SPLITS))}))
     for number, (name, commit) in enumerate((("large", "a" * 40), ("small", "a" * 40), ("large", "b" * 40))):
         prepared = folder / "prepared" / "owner___name" / name / "0.0.0" / commit
         prepared.mkdir(parents=True)
         table = pa.Table.from_pylist(rows[: 6 + number])
-        _write_arrow(prepared / "name-train.arrow", table)
+        write_arrow(prepared / "name-train.arrow", table)
         (prepared / "dataset_info.json").write_text(json.dumps({"splits": {"train": {}}}))
 
 
-def _write_arrow(path: Path, table: Any) -> None:
+def write_arrow(path: Path, table: Any) -> None:
     import pyarrow as pa
 
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:

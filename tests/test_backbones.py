@@ -12,7 +12,8 @@ from mmtune.ground.errors import BackboneError, DataError
 from mmtune.ground.kind_folder import kinds
 
 TEXTS = ("a cat", "the lion on the line in the corner, over and over and over again", "é", "Two Words")
-IMAGES = {name: family for name, family in kinds("backbones").items() if family.FAMILY.modality == "image"}
+EMBED = {name: family for name, family in kinds("backbones").items() if "embed" in family.FAMILY.abilities}
+IMAGES = {name: family for name, family in EMBED.items() if family.FAMILY.modality == "image"}
 TWINS = [(name, one) for name, family in IMAGES.items() for one in family.FAMILY.model_types]
 
 
@@ -47,13 +48,20 @@ def clip(tiny_clip_folder):
 
 
 def test_every_family_has_the_functions_and_declares_what_it_can_do():
-    wanted = ["encode_media", "encode_text", "num_tokens", "pad", "embed_media", "embed_text"]
-    wanted += ["temperature", "num_layers", "check", "tiny"]
+    always = ["pad", "num_layers", "check", "tiny"]
+    functions = {
+        "embed": ["encode_media", "encode_text", "num_tokens", "embed_media", "embed_text", "temperature"],
+        "generate": ["encode_turns", "encode_prompt", "generate"],
+        "match": ["encode_media", "encode_text", "match"],
+        "classify": ["encode_media", "encode_text", "classify", "answers_of"],
+    }
     for name, family in kinds("backbones").items():
         assert family.FAMILY.name == name
-        assert "embed" in family.FAMILY.abilities
+        abilities = family.FAMILY.abilities
+        assert abilities and abilities <= set(functions)
+        wanted = [*always, *(function for ability in abilities for function in functions[ability])]
         assert [function for function in wanted if not callable(getattr(family, function, None))] == []
-        assert set(family.FAMILY.parts) == set(family.FAMILY.layers) == set(family.FAMILY.heads)
+        assert set(family.FAMILY.layers) <= set(family.FAMILY.parts) == set(family.FAMILY.heads)
 
 
 def logits_of_transformers(twin, batch):
@@ -294,5 +302,5 @@ def test_old_configs_are_described(changed_copy, tiny_clip_folder):
 def test_the_builtin_backbone_loads():
     backbone = load(Section(id="builtin:glyph-clip"))
     assert backbone.family.FAMILY.name == "clip" and backbone.description.commit is None
-    with pytest.raises(BackboneError, match="no builtin backbone 'glif-clip'; there is glyph-clip"):
+    with pytest.raises(BackboneError, match="no builtin backbone 'glif-clip'; there is glyph-blip, glyph-clip"):
         describe(Section(id="builtin:glif-clip"))

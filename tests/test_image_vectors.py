@@ -53,7 +53,7 @@ def test_images_with_several_vectors_are_written_as_they_are(blip2: Backbone, tm
     for number, sample in enumerate(samples(3)):
         sample.media.read().save(tmp_path / "pictures" / f"{number}.png")
     done = predict(blip2.description.folder, tmp_path / "pictures", output=tmp_path / "a.npy", batch=2, device="cpu")
-    rows = np.load(done.embeddings)
+    rows = np.load(done.output)
     assert rows.shape == (3, 4, 16) and rows.dtype == np.float32
     with torch.no_grad():
         expected = blip2.family.embed_media(blip2.model, inputs_of(blip2))[:3].numpy()

@@ -5,31 +5,34 @@ from pathlib import Path
 from typing import Any, get_args
 
 import effects_adapter
+import effects_answers
 import effects_backbone
+import effects_chat
 import effects_data
 import effects_methods
 import effects_sources
 import effects_start
+import effects_tasks
 import effects_train
 import pytest
 from key_effect import Effect
 from key_worlds import Refused, World
 
-from mmtune.ground.errors import RecipeError
 from mmtune.recipe_keys import Key, sections_in, walk_keys
 from mmtune.recipe_schema import Recipe
 
 EFFECTS: dict[str, Effect] = (
     effects_backbone.EFFECTS
+    | effects_chat.EFFECTS
     | effects_adapter.EFFECTS
     | effects_methods.EFFECTS
     | effects_data.EFFECTS
     | effects_sources.EFFECTS
+    | effects_answers.EFFECTS
     | effects_train.EFFECTS
     | effects_start.EFFECTS
+    | effects_tasks.EFFECTS
 )
-ONLY_VALUE = {"task.kind:retrieval"}
-"""Kinds that have no other beside them yet: nothing else can be written."""
 
 
 def label(one: Key) -> str:
@@ -47,10 +50,10 @@ def settable() -> Iterator[str]:
 
 
 def test_every_key_of_the_schema_has_an_entry_and_every_entry_a_key() -> None:
-    missing = set(settable()) - set(EFFECTS) - ONLY_VALUE
+    missing = set(settable()) - set(EFFECTS)
     assert not missing, "say in EFFECTS how one sees the new key at work"
     known = {label(one) for one in walk_keys(Recipe)}
-    assert not (set(EFFECTS) | ONLY_VALUE) - known, "these keys are gone"
+    assert not set(EFFECTS) - known, "these keys are gone"
 
 
 def test_the_entries_change_the_keys_they_are_named_after() -> None:
@@ -94,11 +97,3 @@ def test_changing_nothing_changes_nothing(world: World, seen: Callable[[Effect, 
     effect = EFFECTS[name]
     again = effect.look(world, world.recipe(effect.base, effect.before))
     assert seen(effect, effect.before) == (again[effect.aspect] if effect.aspect else again)
-
-
-@pytest.mark.parametrize("name", sorted(ONLY_VALUE))
-def test_the_only_value_is_the_only_one(world: World, name: str) -> None:
-    path, _, kind = name.partition(":")
-    world.recipe("column", [f"{path}={kind}"])
-    with pytest.raises(RecipeError, match=f"write one of {kind}"):
-        world.recipe("column", [f"{path}=other"])

@@ -85,9 +85,11 @@ def test_wheel_holds_all_that_a_run_needs(wheel: Path) -> None:
 
 
 def test_package_is_small(wheel: Path) -> None:
-    assets = sum(path.stat().st_size for path in (ROOT / "mmtune" / "assets").rglob("*") if path.is_file())
-    assert assets <= 5_000_000
-    assert wheel.stat().st_size <= 6_000_000
+    folders = [folder for folder in (ROOT / "mmtune" / "assets").iterdir() if folder.is_dir()]
+    assert {folder.name for folder in folders} >= {"glyph_blip", "glyph_clip"}
+    for folder in folders:
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 5_000_000, folder.name
+    assert wheel.stat().st_size <= 11_000_000
 
 
 def test_shipped_quickstart_runs_elsewhere(elsewhere: Path, tmp_path: Path) -> None:
@@ -155,7 +157,8 @@ def test_torchvision_is_brought_by_nothing(project: dict[str, Any]) -> None:
 
 def test_dependencies_are_what_is_imported(project: dict[str, Any]) -> None:
     declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
-    optional = [text for extra in ("audio", "tensorboard") for text in project["optional-dependencies"][extra]]
+    offered = project["optional-dependencies"]
+    optional = [text for extra in ("audio", "tensorboard", "metrics") for text in offered[extra]]
     extras = {canonicalize_name(Requirement(text).name) for text in optional}
     imported = {name for path in (ROOT / "mmtune").rglob("*.py") for name in imported_modules(path)}
     foreign = imported - set(sys.stdlib_module_names) - {"mmtune"}

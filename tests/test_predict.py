@@ -38,7 +38,7 @@ def copy(pictures: Path, tmp_path: Path) -> Path:
 
 
 def rows_of(result: Prediction) -> dict[str, np.ndarray]:
-    rows, ids = np.load(result.embeddings), json.loads(result.ids.read_text())
+    rows, ids = np.load(result.output), json.loads(result.ids.read_text())
     assert rows.dtype == np.float32 and len(rows) == len(ids) == result.num_rows
     return dict(zip(ids, rows, strict=True))
 
@@ -147,7 +147,7 @@ def test_the_command_in_a_process_of_its_own(copy: Path, tmp_path: Path, tiny_cl
     )
     assert done.returncode == 0, done.stderr.decode()
     assert "there.npy: 11 image embeddings, 0 left out" in done.stdout.decode("utf-8")
-    assert np.array_equal(np.load(tmp_path / "there.npy"), np.load(here.embeddings))
+    assert np.array_equal(np.load(tmp_path / "there.npy"), np.load(here.output))
     ids = json.loads((tmp_path / "there.ids.json").read_text())
     assert ids == [r"00\udce9.png" if ANY_BYTES else "00.png", *json.loads(here.ids.read_text())[1:]]
 
@@ -214,11 +214,11 @@ def test_finished_says_so_and_does_nothing(
     pictures: Path, tmp_path: Path, tiny_clip_folder: Path, stop_after: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = predict(tiny_clip_folder, pictures, output=tmp_path / "a.npy", device="cpu")
-    before = first.embeddings.stat().st_mtime_ns
+    before = first.output.stat().st_mtime_ns
     stop_after(-1)
     again = predict(tiny_clip_folder, pictures, output=tmp_path / "a.npy", device="cpu")
     assert stop_after.calls() == 0 and "is finished: nothing to do" in capsys.readouterr().out
-    assert again == first and first.embeddings.stat().st_mtime_ns == before
+    assert again == first and first.output.stat().st_mtime_ns == before
 
 
 def test_another_model_or_input_never_mixes(

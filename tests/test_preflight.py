@@ -64,6 +64,44 @@ def test_a_recipe_that_is_ready(recipe: Path, capsys: pytest.CaptureFixture[str]
     assert "pairs.jsonl:4: " in err and "quarantined" in err
 
 
+def tables(out: str) -> list[dict[str, list[str]]]:
+    """Every table that was printed: first cell of a row -> the others."""
+    found: list[dict[str, list[str]]] = []
+    for line in out.splitlines():
+        if line.startswith("┏"):
+            found.append({})
+        if line.startswith(("│", "┃")):
+            first, *rest = (cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│"))
+            found[-1][first] = rest
+    return found
+
+
+@pytest.mark.parametrize(
+    ("override", "star"), [("quantize=4bit", "4bit *"), ("quantize=null", "float32 *"), ("dtype=float16", "float16 *")]
+)
+def test_bytes_of_each_part_at_each_setting(
+    recipe: Path, capsys: pytest.CaptureFixture[str], override: str, star: str
+) -> None:
+    from mmtune.part_sizes import empty_model, in_words, part_sizes
+
+    assert check(recipe, [f"backbone.{override}"]) == 0
+    out = capsys.readouterr().out
+    _, memory, adapter = tables(out)
+    assert star in memory["part"] and sum("*" in name for name in memory["part"]) == 1
+    description = describe(load_recipe(recipe, [f"backbone.{override}"]).backbone)
+    sizes = part_sizes(empty_model(description), description)
+    column = memory["part"].index(star)
+    for size in sizes:
+        assert memory[size.part][column] == in_words(size.num_bytes[star.removesuffix(" *")])
+        assert memory[size.part][0] == f"{size.num_weights:,}"
+    assert memory["total"][0] == f"{sum(size.num_weights for size in sizes):,}"
+    trained = int(adapter["text"][1].replace(",", ""))
+    assert adapter["text"][3] == in_words(16 * trained), "new weights and gradients 4 bytes each, averages 8"
+    assert adapter["temperature"][3] == in_words(12), "it is no new weight"
+    whole = trained + int(adapter["vision"][1].replace(",", ""))
+    assert f"training  adds {in_words(4 * whole)} of weights, {in_words(4 * whole + 4)} of gradients" in out
+
+
 def test_problems_of_every_room_come_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["adapter.layers=last 40", "train.precision=fp16", "train.warmup=64 samples"]
     assert check(recipe, overrides) == 2
@@ -166,9 +204,11 @@ def test_a_family_that_cannot_do_the_task(recipe: Path) -> None:
     other = SimpleNamespace(FAMILY=replace(description.family.FAMILY, abilities=frozenset({"generate"})))
     findings = Findings(read_recipe_text(recipe))
     check_abilities(loaded, replace(description, family=other), findings)
-    assert findings.problems == [
-        f"{recipe}:9: task.kind: retrieval needs the ability embed, and family clip can generate; tasks that fit: none"
-    ]
+    (problem,) = findings.problems
+    assert problem.startswith(
+        f"{recipe}:9: task.kind: retrieval needs the ability embed, and family clip can generate; tasks that fit: "
+        "captioning, chat, matching, vqa; families for retrieval: align, blip, "
+    )
 
 
 def test_a_4bit_backbone_is_checked_and_attached(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,3 +171,18 @@ def test_legends_cover_nothing_and_shares_end_at_one(tmp_path: Path, monkeypatch
     assert all(max(axes.get_yticks()) <= 1 for axes in shares) and len(shares) == 2
     whiskers = [path.vertices for each in shares[0].collections + shares[1].collections for path in each.get_paths()]
     assert max(ends[:, 1].max() for ends in whiskers) <= 1
+
+
+def test_error_rates_may_be_more_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Figure] = []
+    monkeypatch.setattr(run_report, "save_picture", lambda figure, path: seen.append(figure))
+    run = write_run(tmp_path / "run", scored=True)
+    scores = json.loads((run / "scores.json").read_text())
+    base, tuned = {"wer": 3.0, "accuracy": 0.5}, {"wer": 2.0, "accuracy": 0.6}
+    scores |= {"base": base, "tuned": tuned, "interval95": {"wer": (-1.5, 0.5), "accuracy": (-0.2, 0.7)}}
+    (run / "scores.json").write_text(json.dumps(scores))
+    draw_curves(run)
+    panel = next(axes for axes in seen[0].axes if axes.get_title(loc="left").startswith("test split"))
+    assert max(panel.get_yticks()) >= 3
+    wer, accuracy = panel.collections[0].get_segments()
+    assert wer[:, 1].tolist() == pytest.approx([1.5, 3.5]) and accuracy[:, 1].tolist() == pytest.approx([0.3, 1.0])

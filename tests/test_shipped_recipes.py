@@ -9,7 +9,7 @@ from mmtune.ground.errors import RecipeError
 from mmtune.recipe_schema import load_recipe, recipe_from_json, resolved_json
 from mmtune.recipe_shelf import find_recipe, find_shelf, shipped_recipes, summary_of
 
-NUM_RECIPES = 13
+NUM_RECIPES = 29
 RECIPES = sorted(shipped_recipes().items())
 
 
@@ -42,14 +42,21 @@ def test_each_begins_with_schema_purpose_and_command(name: str, path: Path) -> N
 def test_the_command_that_each_header_gives_is_sound(name: str, path: Path) -> None:
     overrides = re.findall(r"[a-z_.]+=\S+", path.read_text().splitlines()[2])
     recipe = load_recipe(path, overrides)
-    assert recipe.data.kind != "jsonl" or recipe.data.path in ("pairs.csv", "clips.csv")
+    assert recipe.data.kind != "jsonl" or recipe.data.path in (
+        "pairs.csv",
+        "clips.csv",
+        "questions.jsonl",
+        "statements.csv",
+    )
 
 
 def test_what_each_recipe_is_about() -> None:
     recipes = {name: load_recipe(path) for name, path in RECIPES}
     assert recipes["quickstart"].backbone.id == "builtin:glyph-clip" and recipes["quickstart"].data.kind == "glyphs"
     quantized = {name: one.backbone.quantize for name, one in recipes.items() if one.backbone.quantize}
-    assert quantized == {"clip_retrieval_4bit_lora": "4bit", "clip_retrieval_8bit_lora": "8bit"}
+    assert quantized.pop("clip_retrieval_8bit_lora") == "8bit"
+    four = {"clip_retrieval", "blip2_captioning", "instructblip_vqa", "llava15_chat", "paligemma_vqa"}
+    assert quantized == {f"{name}_4bit_lora": "4bit" for name in four}
     others = {name: one.adapter.kind for name, one in recipes.items() if one.adapter.kind != "lora"}
     assert others == {
         "clip_retrieval_full": "full",
@@ -59,8 +66,21 @@ def test_what_each_recipe_is_about() -> None:
     assert [name for name, one in recipes.items() if getattr(one.adapter, "use_dora", False)] == ["clip_retrieval_dora"]
     assert recipes["siglip2_sigmoid_lora"].task.loss.kind == "sigmoid"
     assert recipes["clip_hub_lora"].data.kind == "hub" and recipes["clap_audio_lora"].data.sounds
-    families = {one.backbone.family for name, one in recipes.items() if name != "quickstart"}
-    assert families == {"clip", "siglip", "chinese_clip", "dual_encoder", "clap"}
+    tasks = {task: {n for n, one in recipes.items() if one.task.kind == task} for task in ("captioning", "vqa", "chat")}
+    assert len(tasks["captioning"]) == 5 and len(tasks["vqa"]) == 5 and len(tasks["chat"]) == 5
+    assert recipes["blip_matching_lora"].task.kind == "matching" and recipes["blip_matching_lora"].data.label == "label"
+    families = {one.backbone.family for name, one in recipes.items() if not name.startswith("quickstart")}
+    pairs = {"clip", "siglip", "chinese_clip", "dual_encoder", "clap"}
+    towers = {"blip", "blip2", "instructblip", "git", "vilt"}
+    chats = {"llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "paligemma", "gemma3", "internvl", "florence2"}
+    assert families == pairs | towers | chats
+
+
+def test_long_models_save_memory() -> None:
+    """What has billions of weights computes its activations again, in 4 bit too."""
+    large = {name: load_recipe(path) for name, path in RECIPES if "chat" in name or "blip2" in name or "4bit" in name}
+    for name, one in large.items():
+        assert one.train.activation_checkpointing or one.task.kind == "retrieval", name
 
 
 def test_a_recipe_is_found_with_and_without_its_ending() -> None:

@@ -172,17 +172,17 @@ def test_predict_embeds_a_folder_of_sounds(world: tuple[Path, Recipe], tmp_path:
     (sounds / "film.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
     write_wav(sounds / "stereo.wav", np.stack([tone(1, 0.3, 22_050)] * 2, axis=1), 22_050)
     made = mmtune.predict(folder / "run", sounds, output=tmp_path / "x.npy", batch=4)
-    ids, rows = json.loads(made.ids.read_text()), np.load(made.embeddings)
+    ids, rows = json.loads(made.ids.read_text()), np.load(made.output)
     assert len(ids) == len(rows) == 23 and "stereo.wav" in ids and "inner/1.wav" in ids
     bad = {Path(item.where).name: item.reason.split(":")[0] for item in made.bad}
     assert bad == {"0.wav": "cut short", "5.wav": "not finite", "film.m4a": "not an allowed format"}
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < TOLERANCE
     texts = mmtune.predict(folder / "run", folder / "sounds.jsonl", kind="text", column="audio", output=tmp_path / "t")
-    assert np.load(texts.embeddings).shape == (24, 16)
+    assert np.load(texts.output).shape == (24, 16)
     table = mmtune.predict(
         folder / "run", folder / "sounds.jsonl", kind="audio", images=folder / "sounds", output=tmp_path / "a"
     )
-    table_rows = dict(zip(json.loads(table.ids.read_text()), np.load(table.embeddings), strict=True))
+    table_rows = dict(zip(json.loads(table.ids.read_text()), np.load(table.output), strict=True))
     assert np.abs(table_rows["1.wav"] - rows[ids.index("inner/1.wav")]).max() < TOLERANCE
 
 

@@ -1,10 +1,12 @@
 """``--tiny``: every shipped recipe trains, saves, resumes, is scored, merged and reloaded in seconds, offline."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lifecycle_cases import without_pictures
 
 import mmtune
 from mmtune.ground.errors import CheckpointError, RecipeError
@@ -23,6 +25,11 @@ def tiny(path: Path, folder: Path, *overrides: str) -> Recipe:
 
 @pytest.mark.parametrize(("name", "path"), RECIPES, ids=[name for name, _ in RECIPES])
 def test_a_shipped_recipe_goes_all_the_way(name: str, path: Path, tmp_path: Path) -> None:
+    with without_pictures() if name != "quickstart" else nullcontext():
+        _goes_all_the_way(path, tmp_path)
+
+
+def _goes_all_the_way(path: Path, tmp_path: Path) -> None:
     first = tiny(path, tmp_path, "train.length=2 steps")
     run = mmtune.fit(first)
     assert run == tmp_path / "run_tiny"
