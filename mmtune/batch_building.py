@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmtune.epoch_items import epoch_items
+from mmtune.ground.calm_forking import wait_for_calm
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_augmentation import AugmentSection, augment
 from mmtune.ground.records import BadItem, MediaReference, Sample
@@ -263,6 +264,8 @@ def open_loader(
     import torch
     from torch.utils.data import DataLoader
 
+    if workers:
+        wait_for_calm()
     return DataLoader(
         items,  # type: ignore[arg-type]
         batch_sampler=_Places(layout, rank, first_step, last_step),

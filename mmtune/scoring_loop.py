@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmtune.ground.calm_forking import wait_for_calm
 from mmtune.ground.errors import DataError, TrainingError
 from mmtune.ground.process_group import gather_objects, gather_rows, rank, world_size
 from mmtune.ground.records import MEDIA_WORDS, BadItem, MediaReference, Sample
@@ -220,6 +221,8 @@ def open_batches(
     from torch.utils.data import DataLoader
 
     workers = min(workers, len(batches))
+    if workers:
+        wait_for_calm()
     return iter(
         DataLoader(
             _Encoded(items, encode),  # type: ignore[arg-type]
