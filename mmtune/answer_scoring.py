@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Said = tuple[str, float | None]
-"""An answer, and how sure the model was: log odds of a match, log probability of a chosen answer; None for words."""
+"""An answer, and how sure the model was of it: a probability, among the answers to choose from; None for words."""
 
 
 @dataclass(frozen=True)
@@ -286,9 +286,9 @@ class _Choose(Way):
         for place in range(len(self.samples)):
             if place in bad:
                 continue
-            values = [found[place * len(answers) + number][1] for number in range(len(answers))]
+            values = np.array([found[place * len(answers) + number][1] for number in range(len(answers))])
             best = int(np.argmax(values))
-            said[place] = (answers[best], values[best])
+            said[place] = (answers[best], float(1 / np.exp(values - values[best]).sum()))
         return said, bad
 
 
@@ -297,15 +297,15 @@ class _Match(Way):
 
     def answer(self, backbone: Any, inputs: "dict[str, Tensor]") -> list[Said]:
         section = self.asking.section
-        values = backbone.family.match(backbone.model, inputs).float().tolist()
-        return [(section.yes if value > 0 else section.no, value) for value in values]
+        values = backbone.family.match(backbone.model, inputs).float().sigmoid().tolist()
+        return [(section.yes, value) if value > 0.5 else (section.no, 1 - value) for value in values]
 
 
 class _Classify(Way):
     """The classifier's likeliest answer."""
 
     def answer(self, backbone: Any, inputs: "dict[str, Tensor]") -> list[Said]:
-        values, places = backbone.family.classify(backbone.model, inputs).float().max(dim=1)
+        values, places = backbone.family.classify(backbone.model, inputs).float().sigmoid().max(dim=1)
         return [(self.asking.answers[place], value) for place, value in zip(places, values.tolist(), strict=True)]
 
 

@@ -103,7 +103,7 @@ def finetune(
     ] = False,
     tiny: options.TinyRecipe = False,
 ) -> None:
-    """Fine-tune as RECIPE says; for several GPUs: mmtune finetune RECIPE -- --num_processes 4."""
+    """Fine-tune as RECIPE says; for several GPUs, accelerate's options after two dashes: `-- --num_processes 4`."""
     from mmtune.recipe_schema import load_recipe, resolved_json
 
     ours, launcher = context.obj or ([], [])

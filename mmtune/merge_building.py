@@ -249,7 +249,8 @@ def _judge(merge: Merge, reloaded: "merge_proof.Embedded") -> dict[str, Any]:
     if not (found <= tolerance and from_written <= merge_proof.TOLERANCE):
         raise CheckpointError(
             f"the merged folder is not the {reference} model: {compared} differ by {found:.2e} of their range "
-            f"(allowed {tolerance:.0e}), from the written weights by {from_written:.2e}"
+            f"(allowed {tolerance:.0e}), from the written weights by {from_written:.2e} (allowed "
+            f"{merge_proof.TOLERANCE:.0e})"
         )
     if merge.scale != 0 and not from_base > merge_proof.TOLERANCE:
         raise CheckpointError(

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
     from mmtune.sources import OpenedSplit
 
+FEW_SAMPLES = 5
+"""A split with fewer chooses no checkpoint and proves nothing."""
+
 MOST_SHOWN = 10
 """Bad items of a split that are listed."""
 
@@ -248,6 +251,9 @@ def open_data(recipe: "Recipe", findings: Findings) -> "OpenedSplit | None":
 def _count_split(split: str, opened: "OpenedSplit", findings: Findings) -> None:
     number = sum(len(sample.captions) or len(sample.answers) or len(sample.turns) for sample in opened.samples)
     findings.splits.append((split, len(opened.samples), number, len(opened.bad)))
+    if split != "train" and len(opened.samples) < FEW_SAMPLES:
+        what = f"split {split} has {len(opened.samples)} sample(s): its scores say little; give it a larger share"
+        findings.warning(("data",), what)
     for item in opened.bad[:MOST_SHOWN]:
         findings.warnings.append(f"{item.where}: {item.reason}; quarantined")
     if len(opened.bad) > MOST_SHOWN:

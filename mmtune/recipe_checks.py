@@ -22,7 +22,13 @@ from mmtune.train_checks import TRAIN_CHECKS
 
 Finding = tuple[KeyPath, str]
 
-HOW_TO_NAME = "name their columns in data (question, answers, label), or write kind: conversations for turns"
+HOW_TO_NAME = {
+    "captions": "name the column with data.caption",
+    "question": "name the column with data.question",
+    "answers": "name the column with data.answers",
+    "turns": "write data.kind: conversations",
+}
+"""Field of samples -> how a recipe gives it."""
 
 
 class AbsentKeyError(LookupError):
@@ -221,11 +227,9 @@ def check_fields(recipe: Any, world_size: int) -> Iterator[Finding]:
     missing = sorted(task.FIELDS - data.fields)
     if missing:
         fitting = [name for name, one in kinds("tasks").items() if data.fields >= one.FIELDS]
-        yield (
-            ("task", "kind"),
-            f"{recipe.task.kind} needs {' and '.join(missing)}, and data has {', '.join(sorted(data.fields))}: "
-            f"{HOW_TO_NAME}; or a task that fits: {', '.join(fitting) or 'none'}",
-        )
+        what = f"{recipe.task.kind} needs {' and '.join(missing)}, and data has {', '.join(sorted(data.fields))}"
+        right = " and ".join(HOW_TO_NAME[field] for field in missing)
+        yield ("task", "kind"), f"{what}: {right}; or a task that fits: {', '.join(fitting) or 'none'}"
 
 
 def check_grouping(recipe: Any, world_size: int) -> Iterator[Finding]:

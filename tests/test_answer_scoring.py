@@ -1,5 +1,6 @@
 """What models say about splits, with fakes whose answers are known."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from mmtune.ground.records import Sample, Turn
 from mmtune.item_encoding import Asking
 from mmtune.tasks import captioning, chat, matching, vqa
 
+SURE = 1 / (1 + math.exp(-1))
+"""Log odds of 1, and of -1 for the other answer."""
 WORDS = ["red", "blue", "yes", "no", "a", "spot"]
 
 
@@ -126,7 +129,7 @@ def test_matches_and_classes() -> None:
     asking, backbone = ask(matching, "match")
     given = [Sample(f"s{n}", Picture(n), captions=("it",), label=n % 3 == 0) for n in range(4)]  # type: ignore[arg-type]
     answers = answer_split(asking, backbone, given, device="cpu", batch=3)
-    assert answers.predictions == ("no", "yes", "no", "yes") and answers.confidences == (-1.0, 1.0, -1.0, 1.0)
+    assert answers.predictions == ("no", "yes", "no", "yes") and answers.confidences == pytest.approx((SURE,) * 4)
     assert score_answers(answers) == {"accuracy": 0.5}
     asking, backbone = ask(vqa, "classify", ("cat", "dog"))
     given = [Sample(f"s{n}", Picture(n), question="which?", answers=("dog",)) for n in range(3)]  # type: ignore[arg-type]

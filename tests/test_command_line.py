@@ -134,7 +134,8 @@ def test_evaluate_merge_and_predict_hand_their_options_on(run: Any, stories: Any
     plain = {"output": None, "scale": 1.0, "base": "auto", "dtype": None, "recipe": load_recipe(RECIPE)}
     assert stories["merge"][1] == plain
     assert run("predict", "runs/x", "photos", "-o", "e.npy", "--kind", "text", "--batch", "8", "--workers", "2")[0] == 0
-    named = {"output": Path("e.npy"), "kind": "text", "column": None, "images": None, "batch": 8, "workers": 2}
+    named = {"output": Path("e.npy"), "kind": "text", "column": None, "images": None}
+    named |= {"ask": None, "ask_column": None, "batch": 8, "workers": 2}
     assert stories["predict"] == (("runs/x", ["photos"]), named)
     assert run("predict", "runs/x", "pairs.csv", "-o", "e.npy", "--column", "title")[0] == 0
     assert stories["predict"][1]["kind"] is None and stories["predict"][1]["column"] == "title"

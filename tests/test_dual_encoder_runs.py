@@ -71,6 +71,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(run: Path, pair: dict[str, str
         "text_commit": None,
         "weight_hash": "",
         "family": "dual_encoder",
+        "auto_class": "AutoModel",
         "dtype": "float32",
         "quantize": None,
         "image_processor": "ViTImageProcessorPil",
@@ -95,7 +96,7 @@ def test_a_run_is_scored_and_predicts(run: Path, tmp_path: Path) -> None:
     assert "text_to_image_recall@1" in json.dumps(evaluate(run, split="test", output=tmp_path / "scores"))
     (tmp_path / "texts.txt").write_text("a red line\nanother\n")
     written = predict(run, tmp_path / "texts.txt", output=tmp_path / "out.npy")
-    rows = np.load(written.embeddings)
+    rows = np.load(written.output)
     assert rows.shape == (2, 16) and abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-6
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter_examples import KINDS, LORA, make_run, samples
+from adapter_examples import LORA, make_run, samples
 
 from mmtune.backbones import tiny_folder
 from mmtune.merge_building import Merge, fold, prove_all, write_folder
@@ -18,7 +18,6 @@ FOUR, EIGHT = {"quantize": "4bit"}, {"quantize": "8bit"}
 ASKED: dict[str, tuple[tuple[str, str], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "captions, lora": (SAYS, CAPTIONING, LORA, {}),
     "captions, full": (SAYS, CAPTIONING, {"kind": "full", "parts": ["text"]}, {}),
-    "captions, tokens": (SAYS, CAPTIONING, KINDS["trainable_tokens"], {}),
     "captions, 4bit": (SAYS, CAPTIONING, {**LORA, "parts": ["text"]}, FOUR),
     "captions, 8bit": (SAYS, CAPTIONING, {**LORA, "parts": ["text"]}, EIGHT),
     "answers, lora": (ANSWERS, CAPTIONING, {**LORA, "parts": ["text", "decoder"]}, {}),

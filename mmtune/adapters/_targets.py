@@ -24,6 +24,10 @@ STRUCTURES = {"attention": re.compile("attention", re.I), "mlp": re.compile("mlp
 """Target words that are found by structure: word -> what an enclosing class is called."""
 
 
+CONNECTOR = "connector"
+"""The part between an image tower and a language model."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A linear layer of a part: its full name, its own name, its structure word and its layer (None: outside them)."""
@@ -196,11 +200,11 @@ def _collect_hits(
             taken |= kept
             if kept:
                 hit_words.add(word)
-            elif part in num_layers and (word in STRUCTURES or word in family.targets):
+            elif part != CONNECTOR and (word in STRUCTURES or word in family.targets):
                 problems.append(_no_hit(word, f"part {part!r}", there, bool(matched), choice))
         hits[part] = [one.name for one in there if one.name in taken]
-        # a part without layers, such as a connector, is a few linear layers: it is enough that one word means them
-        if not taken and (part not in num_layers or not any(word in STRUCTURES for word in section.targets)):
+        # a connector is a few linear layers: it is enough that one word means them
+        if not taken and (part == CONNECTOR or not any(word in STRUCTURES for word in section.targets)):
             problems.append(_no_hit(", ".join(section.targets), f"part {part!r}", there, False, choice))
     names = [one for there in everything.values() for one in there]
     for word in section.targets:

@@ -99,6 +99,10 @@ SPEAKING = replace(
 )
 
 
+RECORDS = {record.auto_class: record for record in (FAMILY, SPEAKING)}
+"""Class of transformers -> its record."""
+
+
 def family_for(config: Mapping[str, Any]) -> Family:
     """The record for the class and the language model that config.json names.
 

@@ -86,6 +86,7 @@ def _near_answer() -> tuple[list[str], list[str]]:
 
 def _unknown(name: str, near: tuple[list[str], list[str]]) -> str:
     known, kinds = near
-    nearest = difflib.get_close_matches(name.lower(), [*known, *kinds], n=1, cutoff=0.6)
+    cut = re.fullmatch(r"bleu[@_-]?([1-4])", name.lower())
+    nearest = [f"coco_bleu@{cut[1]}"] if cut else difflib.get_close_matches(name.lower(), [*known, *kinds], 1, 0.6)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"{name!r} is not a score.{hint} There are: {', '.join(known)}."

@@ -1,6 +1,6 @@
 """What tasks that end in words share: their section, and how turns are put together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -22,6 +22,17 @@ def _known(name: str) -> str:
 
 
 Score = Annotated[str, AfterValidator(_known)]
+
+
+def has_place(name: str) -> Callable[[str], str]:
+    """A check that a prompt says where ``{name}`` goes."""
+
+    def checked(text: str) -> str:
+        if f"{{{name}}}" not in text:
+            raise ValueError(f"must say where the {name} goes: write {{{name}}} in it, such as '{{{name}}} {text}'")
+        return text
+
+    return checked
 
 
 class AnswerSection(StrictSection):

@@ -6,14 +6,23 @@ caption, and with the caption of another image, drawn anew in each epoch among a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from numpy.random import Generator
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mmtune.ground.records import Sample, Turn
 from mmtune.ground.seeding import generator_for, text_key
-from mmtune.tasks._answering import AnswerSection, Score, assistant_turn, drawn, one_each, score_names, user_turn
+from mmtune.tasks._answering import (
+    AnswerSection,
+    Score,
+    assistant_turn,
+    drawn,
+    has_place,
+    one_each,
+    score_names,
+    user_turn,
+)
 
 __all__ = ["asked", "candidates", "items", "prepare", "references", "score_names", "spoken", "statement"]
 
@@ -32,9 +41,8 @@ class Section(AnswerSection):
     """Image-text matching."""
 
     kind: Literal["matching"] = Field(description="say whether a text is true of an image")
-    prompt: str = Field(
+    prompt: Annotated[str, AfterValidator(has_place("caption"))] = Field(
         "{caption} Is this true of the image? Answer yes or no.",
-        pattern=r"\{caption\}",
         description="how a generator is asked; a matching head gets the caption alone",
     )
     yes: str = Field("yes", min_length=1, description="what a generator says where text and image match")

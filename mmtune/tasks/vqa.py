@@ -21,6 +21,7 @@ from mmtune.tasks._answering import (
     Score,
     assistant_turn,
     drawn,
+    has_place,
     one_each,
     prepare,
     score_names,
@@ -48,10 +49,8 @@ class Section(AnswerSection):
     """Visual question answering."""
 
     kind: Literal["vqa"] = Field(description="answer questions about images")
-    prompt: str = Field(
-        "{question}",
-        pattern=r"\{question\}",
-        description="how a question is put, such as 'Question: {question} Answer:'",
+    prompt: Annotated[str, AfterValidator(has_place("question"))] = Field(
+        "{question}", description="how a question is put, such as 'Question: {question} Answer:'"
     )
     answers: Annotated[list[str], AfterValidator(_choices)] | None = Field(
         None, min_length=2, description="the answers to choose from by likelihood; null: any words, generated"
