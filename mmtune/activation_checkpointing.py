@@ -9,6 +9,7 @@ Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from mmtune.adapters._targets import CONNECTOR
 from mmtune.ground.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -32,13 +33,21 @@ def checkpoint_activations(backbone: "Backbone", parts: Collection[str]) -> None
     model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
     # Embeddings were made to ask for gradients, as the reentrant kind needs; GIT adds to them in place and would fail.
     model.disable_input_require_grads()
-    deaf = []
-    for part, path in backbone.traits.layers.items():
-        layers = list(model.get_submodule(path).children())
-        if part in parts and not all(getattr(layer, "gradient_checkpointing", False) for layer in layers):
-            deaf.append(part)
+    deaf = [part for part in backbone.traits.parts if part in parts and not _forgets(backbone, part)]
     if deaf:
         raise RecipeError(
             f"train.activation_checkpointing: the layers of {', '.join(deaf)} of {name} do not support it; "
             "write false, or a smaller micro_batch"
         )
+
+
+def _forgets(backbone: "Backbone", part: str) -> bool:
+    """Whether the layers of a part listen; where there is no list of them, whether anything in it does. A connector is
+    a few linear layers and has nothing to forget.
+    """
+    model, traits = backbone.model, backbone.traits
+    if part in traits.layers:
+        layers = model.get_submodule(traits.layers[part]).children()
+        return all(getattr(layer, "gradient_checkpointing", False) for layer in layers)
+    inside = model.get_submodule(traits.parts[part]).modules()
+    return part == CONNECTOR or any(getattr(module, "gradient_checkpointing", False) for module in inside)

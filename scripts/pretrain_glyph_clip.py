@@ -32,6 +32,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from mmtune.glyphs.characters import Glyph, caption_of, list_glyphs  # noqa: E402
 from mmtune.glyphs.drawing import draw_clean  # noqa: E402
 from mmtune.ground.seeding import fraction_for  # noqa: E402
+from scripts.glyph_assets import finish_asset, load_checkpoint, read_options, save_checkpoint, write_half  # noqa: E402
 from scripts.score_glyph_clip import embed_images, embed_texts, score_splits, write_model_card  # noqa: E402
 
 ASSET = REPOSITORY / "mmtune" / "assets" / "glyph_clip"
@@ -205,7 +206,7 @@ def train(options: argparse.Namespace, data: GlyphSet, model: CLIPModel) -> dict
     settings = {"batch": options.batch, "learning_rate": options.learning_rate, "seed": options.seed}
     log: dict[str, Any] = {"step": 0, "seconds": 0.0, "rows": [], "settings": settings}
     if options.resume:
-        log = load_checkpoint(model, optimizer)
+        log = load_checkpoint(CACHE, model, optimizer)
         assert log["settings"] == settings, f"the checkpoint was trained with {log['settings']}"
     recent: list[float] = []
     since = time.monotonic()
@@ -228,27 +229,10 @@ def train(options: argparse.Namespace, data: GlyphSet, model: CLIPModel) -> dict
             since = now
             row = {"step": step + 1, "loss": float(np.mean(recent)), **score_held_out(model, data)}
             log = {**log, "step": step + 1, "rows": [*log["rows"], row]}
-            save_checkpoint(model, optimizer, log)
+            save_checkpoint(CACHE, model, optimizer, log)
             print(json.dumps({**row, "learning_rate": rate, "seconds": round(log["seconds"])}), flush=True)
             recent.clear()
     return log
-
-
-def save_checkpoint(model: CLIPModel, optimizer: torch.optim.Optimizer, log: dict[str, Any]) -> None:
-    """Replace the checkpoint in the cache folder, whole or not at all."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
-    torch.save(state, CACHE / "checkpoint.pt.partial")
-    (CACHE / "checkpoint.pt.partial").replace(CACHE / "checkpoint.pt")
-
-
-def load_checkpoint(model: CLIPModel, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Restore weights (and the optimizer), return the log."""
-    state = torch.load(CACHE / "checkpoint.pt", weights_only=True)
-    model.load_state_dict(state["model"])
-    if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
-    return state["log"]
 
 
 def export(model: CLIPModel, processor: CLIPProcessor, log: dict[str, Any]) -> None:
@@ -256,41 +240,21 @@ def export(model: CLIPModel, processor: CLIPProcessor, log: dict[str, Any]) -> N
 
     The scores in the card are those of the stored weights, read back.
     """
-    ASSET.mkdir(parents=True, exist_ok=True)
-    half = build_model()
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(ASSET)
-    config = json.loads((ASSET / "config.json").read_text())
-    config["dtype"] = "float32"
-    (ASSET / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    processor.image_processor.save_pretrained(ASSET)
-    processor.tokenizer.save_pretrained(ASSET)
+    write_half(ASSET, model, build_model(), processor)
     stored = CLIPModel.from_pretrained(ASSET, dtype=torch.float32).eval()
     write_model_card(ASSET / "README.md", stored, log, score_splits(stored, CLIPProcessor.from_pretrained(ASSET)))
-    for path in ASSET.iterdir():
-        path.chmod(0o644)  # safetensors writes files that only their owner may read
-    size = sum(path.stat().st_size for path in ASSET.iterdir())
-    print(f"{ASSET.relative_to(REPOSITORY)}: {size / 1e6:.2f} MB after {log['step']} steps", flush=True)
-    assert size <= 5_000_000, "the asset must stay small enough to travel in the package"
+    finish_asset(ASSET, log["step"])
 
 
 def main() -> None:
     """Read the options, then train, or export what was trained."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=250, help="steps between two scorings (and checkpoints)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the cache folder")
-    parser.add_argument("--export", action="store_true", help="do not train: write the asset from the checkpoint")
-    options = parser.parse_args()
+    options = read_options(__doc__ or "", batch=256)
     torch.manual_seed(options.seed)
     model = build_model()
     glyphs = list_glyphs()
     processor = build_processor(sorted({caption_of(glyph.character) for glyph in glyphs}))
     if options.export:
-        log = load_checkpoint(model)
+        log = load_checkpoint(CACHE, model)
     else:
         data = GlyphSet(glyphs)
         data.encode(processor)

@@ -132,6 +132,10 @@ def test_vision_has_the_same_gradients_where_activations_are_computed_again(kind
     found, calls = [], []
     for again in (False, True):
         adapted = adapted_of(folder_of(chat_backbone, kind), "vision")
+        if again and kind == "florence2":
+            with pytest.raises(RecipeError, match="the layers of vision of .* do not support it"):
+                checkpoint_activations(adapted.backbone, ["vision"])
+            return
         if again:
             checkpoint_activations(adapted.backbone, ["vision"])
         set_modes(adapted)
@@ -145,8 +149,7 @@ def test_vision_has_the_same_gradients_where_activations_are_computed_again(kind
     for name, value in plain.items():
         torch.testing.assert_close(checkpointed[name], value, rtol=1e-4, atol=1e-6)
     first = {name for name in calls[0] if re.search(r"(qkv|q_proj)$", name)}  # what is last in a layer is not needed
-    times = 1 if kind == "florence2" else 2  # its image encoder has no layers that can forget
-    assert first and all(calls[1][name] == times * calls[0][name] for name in first)
+    assert first and all(calls[1][name] == 2 * calls[0][name] for name in first)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
