@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.answer_scoring import Answers, answer_split, score_answers
-from mmtune.evaluation_setup import MANIFEST_KEYS, choose_precision, device, enforce_limit
+from mmtune.evaluation_setup import choose_precision, device, enforce_limit
 from mmtune.ground.errors import DataError
 from mmtune.ground.records import NoMedia
 from mmtune.ground.safe_files import write_json, write_text
 from mmtune.item_encoding import make_asking
 from mmtune.metrics import answer_score
 from mmtune.metrics._bootstrap import NUM_RESAMPLES, answer_intervals
+from mmtune.score_files import MANIFEST_KEYS
 from mmtune.scoring_loop import EncodedBatches, Progress
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class AnswerExam:
 
         refuse_misfit_of(self.recipe, backbone.description)
         where = device()
-        self.asking = make_asking(self.recipe, backbone)
+        self.asking = make_asking(self.recipe.task, backbone, self.recipe.seed)
         answers = answer_split(
             self.asking,
             backbone,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.answer_scoring import Said, answer_batches, way_of
 from mmtune.embedding_input import EmbeddingInput
-from mmtune.ground.errors import DataError, RecipeError
+from mmtune.ground.errors import DataError
 from mmtune.ground.kind_folder import kinds
 from mmtune.ground.records import BadItem, MediaReference, Sample, Turn, printable
 from mmtune.ground.safe_files import read_json, write_json
-from mmtune.item_encoding import Asking
+from mmtune.item_encoding import Asking, make_asking
 
 if TYPE_CHECKING:
     from mmtune.backbones import Backbone
@@ -53,13 +53,13 @@ def predict_answers(
     Raises:
         DataError: nothing is asked where something must be, every image is bad, or ``output`` holds something else.
     """
-    from mmtune.model_loading import load_model
+    from mmtune.model_loading import load_model, model_identity
 
     paths = AnswerPaths(_ending(Path(output)))
     backbone = load_model(model, device=device)
     asking = _asking_of(target, backbone, asks=ask is not None or any(given.asked))
     samples = _samples(given, ask, asking)
-    identity = {**_identity(backbone, target), "input": given.fingerprint, "asked": json.dumps([ask, given.asked])}
+    identity = {**model_identity(backbone, target), "input": given.fingerprint, "asked": json.dumps([ask, given.asked])}
     done, bad = _open(paths, identity)
     bad = tuple(one for one in bad if one not in given.bad)  # a finished list has what could not be read, too
     if done < len(samples):
@@ -85,19 +85,13 @@ def _ending(path: Path) -> Path:
 
 def _asking_of(target: "Target", backbone: "Backbone", *, asks: bool) -> Asking:
     """The run's own task, or what the model is for; who asks a captioner something gets an answer to that."""
-    from mmtune.tasks import ability_for
-
-    tasks, traits = kinds("tasks"), backbone.traits
-    name = DEFAULT_TASK[sorted(traits.abilities - {"embed"})[0]]
+    tasks = kinds("tasks")
+    name = DEFAULT_TASK[sorted(backbone.traits.abilities - {"embed"})[0]]
     section: Any = target.recipe.task if target.recipe is not None else tasks[name].Section(kind=name)
     if section.kind == "captioning" and asks:
         options = {"max_new_tokens": section.max_new_tokens, "num_beams": section.num_beams}
         section = tasks["vqa"].Section(kind="vqa", **options)
-    ability = ability_for(tasks[section.kind], traits)
-    if ability is None:
-        raise RecipeError(f"family {traits.name} cannot do {section.kind}")
-    answers = tuple(backbone.family.answers_of(backbone.model.config)) if ability == "classify" else ()
-    return Asking(tasks[section.kind], section, ability, backbone.family, backbone.processor, traits, answers)
+    return make_asking(section, backbone)
 
 
 def _samples(given: EmbeddingInput, ask: str | None, asking: Asking) -> list[Sample]:
@@ -118,16 +112,6 @@ def _sample(name: str, media: Any, asked: str) -> Sample:
     reference: MediaReference = media
     turns = (Turn("user", (reference, asked)), Turn("assistant", ("",)))
     return Sample(name, reference, captions=(asked,), question=asked, turns=turns)
-
-
-def _identity(backbone: "Backbone", target: "Target") -> dict[str, str]:
-    """What the answers are a function of."""
-    from mmtune.ground.safe_files import file_hash, files_below
-
-    files = files_below(target.folder) if target.folder is not None else []
-    trained = [f"{path.name}:{file_hash(path)}" for path in files if not path.name.startswith(("optimizer", "state"))]
-    section = backbone.section
-    return {"weights": f"{backbone.weight_hash} {section.dtype} {section.quantize}", "adapter": " ".join(trained)}
 
 
 def _open(paths: AnswerPaths, identity: dict[str, str]) -> tuple[int, tuple[BadItem, ...]]:

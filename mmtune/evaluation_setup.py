@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import CheckpointError, DataError
 from mmtune.ground.records import BadItem
-from mmtune.score_files import MANIFEST_KEYS
 from mmtune.scored_split import SplitEmbeddings
 from mmtune.scoring_loop import EncodedBatches, Progress, embed_split
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from mmtune.model_loading import Target
     from mmtune.recipe_schema import Recipe
     from mmtune.sources import OpenedSplit
-
-
-__all__ = ["MANIFEST_KEYS"]
 
 
 def name_checkpoint(target: "str | Path | Recipe", checkpoint: str | None) -> "str | Path | Recipe":

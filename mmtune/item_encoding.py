@@ -75,20 +75,22 @@ class Asking:
         return turns
 
 
-def make_asking(recipe: Any, backbone: Any) -> Asking:
-    """What a recipe asks of a loaded backbone.
+def make_asking(section: Any, backbone: Any, seed: int = 0) -> Asking:
+    """What a recipe's task asks of a loaded backbone.
 
     Raises:
-        RecipeError: the family cannot do the task (checked before, from config.json).
+        RecipeError: the family cannot do the task.
     """
+    from mmtune.ground.errors import RecipeError
     from mmtune.ground.kind_folder import kind
     from mmtune.tasks import ability_for
 
-    task, traits = kind("tasks", recipe.task), backbone.traits
+    task, traits = kind("tasks", section), backbone.traits
     ability = ability_for(task, traits)
-    assert ability is not None, "refuse_misfit comes first"
+    if ability is None:
+        raise RecipeError(f"family {traits.name} cannot do {section.kind}")
     answers = tuple(backbone.family.answers_of(backbone.model.config)) if ability == "classify" else ()
-    return Asking(task, recipe.task, ability, backbone.family, backbone.processor, traits, answers, recipe.seed)
+    return Asking(task, section, ability, backbone.family, backbone.processor, traits, answers, seed)
 
 
 @dataclass(frozen=True)

@@ -54,23 +54,6 @@ def grouped_order(order: Sequence[int], lengths: Sequence[int], batch: int, *, s
     return [*map(int, grouped.reshape(-1)), *order[num_batches * batch :]]
 
 
-def padding_share(order: Sequence[int], lengths: Sequence[int], batch: int, micro_batch: int | None = None) -> float:
-    """Which share of an epoch's text positions is padding, in [0, 1).
-
-    Args:
-        order: of the epoch; what does not fill a batch is left out.
-        lengths: text positions of every item.
-        batch: samples per optimizer step.
-        micro_batch: samples that are padded together; None: the whole batch.
-    """
-    whole = len(order) // batch * batch
-    rows = np.asarray(lengths, dtype=np.int64)[np.asarray(order[:whole], dtype=np.int64)]
-    rows = rows.reshape(-1, micro_batch or batch)
-    if not rows.size:
-        return 0.0
-    return float(1 - rows.sum() / (rows.max(axis=1).sum() * rows.shape[1]))
-
-
 def item_lengths(
     asking: Any, samples: Sequence[Sample], items: EpochItems, epoch: int, *, image_tokens: float = 0
 ) -> list[int]:

@@ -32,7 +32,7 @@ def score_some(backbone: "Backbone", recipe: "Recipe | None", samples: Sequence[
     from mmtune.answer_scoring import answer_split, score_answers
     from mmtune.item_encoding import make_asking
 
-    asking = make_asking(recipe, backbone)
+    asking = make_asking(recipe.task, backbone, recipe.seed)
     some = [samples[n] for n in range(min(len(samples), NUM_ANSWERED))]
     asked = asking.task.prepare(some, recipe.seed)
     return score_answers(answer_split(asking, backbone, asked, device="cpu", batch=BATCH))

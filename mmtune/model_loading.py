@@ -178,6 +178,16 @@ def load_model(target: "str | Path | Recipe", *, device: str = "cpu") -> "Backbo
     return backbone
 
 
+def model_identity(backbone: "Backbone", target: Target) -> dict[str, str]:
+    """What everything that a model says is a function of: its weights, how they are held, and what was trained."""
+    from mmtune.ground.safe_files import file_hash, files_below
+
+    files = files_below(target.folder) if target.folder is not None else []
+    trained = [f"{path.name}:{file_hash(path)}" for path in files if not path.name.startswith(("optimizer", "state"))]
+    held = backbone.section.model_dump(include={"dtype", "quantize", "double_quantization", "compute_dtype", "image"})
+    return {"weights": f"{backbone.weight_hash} {held}", "adapter": " ".join(trained)}
+
+
 def load(target: "str | Path | Recipe", *, device: str = "cpu") -> Any:
     """``mmtune.load("runs/x")``: an object with ``model`` and ``processor`` (a ``Backbone``), adapter attached.
 

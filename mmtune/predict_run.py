@@ -126,17 +126,9 @@ def _named(source: str | Path | Sequence[str | Path]) -> str:
 
 def _identity(backbone: "Backbone", target: "Target", given: EmbeddingInput) -> dict[str, str]:
     """What the embeddings are a function of."""
-    from mmtune.ground.safe_files import file_hash, files_below
+    from mmtune.model_loading import model_identity
 
-    files = files_below(target.folder) if target.folder is not None else []
-    trained = [f"{path.name}:{file_hash(path)}" for path in files if not path.name.startswith(("optimizer", "state"))]
-    section = backbone.section
-    return {
-        "weights": f"{backbone.weight_hash} {section.dtype} {section.quantize}",
-        "adapter": " ".join(trained),
-        "kind": given.kind,
-        "input": given.fingerprint,
-    }
+    return {**model_identity(backbone, target), "kind": given.kind, "input": given.fingerprint}
 
 
 def _fill(store: EmbeddingStore, backbone: "Backbone", given: EmbeddingInput, batch: int, workers: int) -> None:

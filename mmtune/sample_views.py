@@ -124,7 +124,7 @@ def view_samples(recipe: "Recipe", backbone: "Backbone", opened: OpenedSplit, sp
         split: its name.
         number: how many good samples are wanted; those that are bad are listed beside them.
     """
-    asking = make_asking(recipe, backbone)
+    asking = make_asking(recipe.task, backbone, recipe.seed)
     items = _make_items(recipe, asking, opened, split)
     viewing = Viewing(bad=list(opened.bad), num_items=len(items))
     order = generator_for(recipe.seed, "show", split).permutation(len(items))

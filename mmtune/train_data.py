@@ -158,7 +158,7 @@ def _answer_validation(recipe: "Recipe", adapted: Any, split: OpenedSplit, conte
     from mmtune.scoring_loop import EncodedBatches
 
     kept = EncodedBatches()
-    asking = make_asking(recipe, adapted.backbone)
+    asking = make_asking(recipe.task, adapted.backbone, recipe.seed)
     samples = asking.task.prepare(split.samples, recipe.seed)
 
     def validate() -> tuple[dict[str, float], list[BadItem]]:

@@ -81,7 +81,7 @@ def _items(recipe: "Recipe", backbone: Any, samples: Any, ability: str) -> Any:
     from mmtune.batch_building import EncodedAnswers, EncodedPairs
     from mmtune.item_encoding import make_asking
 
-    asking = make_asking(recipe, backbone)
+    asking = make_asking(recipe.task, backbone, recipe.seed)
     if ability != "embed":
         return EncodedAnswers(samples, asking, recipe.data)
     limit = backbone.processor.tokenizer.model_max_length

@@ -46,6 +46,7 @@ def test_it_does_not_wait_for_ever() -> None:
     thread.start()
     try:
         wait_for_calm(calm=60, longest=0.2)  # would hang here
+        assert thread.is_alive(), "it came back although there was no calm"
     finally:
         stop.set()
         thread.join()

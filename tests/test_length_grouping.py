@@ -1,5 +1,7 @@
 """Grouped batches waste little on padding, and are else as fair as random ones."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from adapter_examples import DrawnImage
@@ -7,9 +9,26 @@ from shown_worlds import captioned, reader, recipe, talks
 
 from mmtune.ground.records import Sample
 from mmtune.ground.seeding import generator_for
-from mmtune.length_grouping import grouped_order, item_lengths, padding_share, tokens_per_image
+from mmtune.length_grouping import grouped_order, item_lengths, tokens_per_image
 
 NUM, BATCH = 4_000, 32
+
+
+def padding_share(order: Sequence[int], lengths: Sequence[int], batch: int, micro_batch: int | None = None) -> float:
+    """Which share of an epoch's text positions is padding, in [0, 1).
+
+    Args:
+        order: of the epoch; what does not fill a batch is left out.
+        lengths: text positions of every item.
+        batch: samples per optimizer step.
+        micro_batch: samples that are padded together; None: the whole batch.
+    """
+    whole = len(order) // batch * batch
+    rows = np.asarray(lengths, dtype=np.int64)[np.asarray(order[:whole], dtype=np.int64)]
+    rows = rows.reshape(-1, micro_batch or batch)
+    if not rows.size:
+        return 0.0
+    return float(1 - rows.sum() / (rows.max(axis=1).sum() * rows.shape[1]))
 
 
 def skewed_lengths(num=NUM):
@@ -97,7 +116,7 @@ def encoder_of(name, samples, task):
     from mmtune.item_encoding import make_asking
 
     of = recipe(task)
-    asking = make_asking(of, reader(name))
+    asking = make_asking(of.task, reader(name), of.seed)
     return EncodedAnswers(samples, asking, of.data), asking
 
 

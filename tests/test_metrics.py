@@ -8,7 +8,7 @@ import pytest
 
 import mmtune
 from mmtune.ground.errors import RecipeError
-from mmtune.metrics import DIRECTIONS, higher_is_better, records, retrieval_scores
+from mmtune.metrics import directions, higher_is_better, records, retrieval_scores
 from mmtune.metrics._ranking import Positives, ranks_of_embeddings, ranks_of_scores
 from mmtune.metrics.mean_reciprocal_rank import mean_reciprocal_rank
 from mmtune.metrics.median_rank import median_rank, weighted_median_rank
@@ -206,7 +206,9 @@ def test_positives_turn_around():
 
 def test_score_names_are_those_of_the_contract():
     keys = ["recall@1", "recall@5", "recall@10", "median_rank", "mrr"]
-    assert [s.name for s in retrieval_scores()] == [f"{direction}_{key}" for direction in DIRECTIONS for key in keys]
+    assert [s.name for s in retrieval_scores()] == [
+        f"{direction}_{key}" for direction in directions("image") for key in keys
+    ]
     assert higher_is_better("text_to_image_recall@1") and not higher_is_better("image_to_text_median_rank")
 
 

@@ -24,10 +24,6 @@ def directions(modality: str) -> tuple[str, str]:
     return f"text_to_{modality}", f"{modality}_to_text"
 
 
-DIRECTIONS = directions("image")
-"""The directions of images."""
-
-
 @dataclass(frozen=True)
 class MetricRecord:
     """What the rest of mmtune knows about a metric kind.

@@ -16,18 +16,6 @@ from mmtune.metrics import (
 )
 
 
-def parse_score(name: str) -> ScoreName:
-    """``text_to_image_recall@5`` -> its record and k; any whole k >= 1 is allowed, none means k = 1.
-
-    Raises:
-        RecipeError: no such score; the message names the nearest.
-    """
-    found = _retrieval(name)
-    if found is None:
-        raise RecipeError(_unknown(name, _near_retrieval(name)))
-    return found
-
-
 def parse_answer_score(name: str) -> AnswerScore:
     """``coco_bleu@2`` -> its record and k, which must be one of the metric's cut-offs; none means the last of them.
 
