@@ -45,8 +45,7 @@ class SplitEmbeddings:
         image_ids: the id of each image's first sample.
         images: the references behind ``image_embeds``, not decoded.
         texts: the captions behind ``text_embeds``.
-        text_to_image: the right images of every text.
-        image_to_text: the right texts of every image.
+        text_to_image: the right images of every text; every image is right for some text.
         image_groups: int64[I], connected through shared images, captions or sample groups.
         text_groups: int64[T], in the same numbering.
         bad: images that could not be read; they and the texts that only they show are in no array.
@@ -59,7 +58,6 @@ class SplitEmbeddings:
     images: tuple[MediaReference, ...]
     texts: tuple[str, ...]
     text_to_image: Positives
-    image_to_text: Positives
     image_groups: np.ndarray
     text_groups: np.ndarray
     bad: tuple[BadItem, ...]
@@ -133,7 +131,6 @@ def assemble(
         images=tuple(content.images[n] for n in kept_images),
         texts=tuple(content.texts[n] for n in kept_texts),
         text_to_image=by_text,
-        image_to_text=by_text.transposed(len(kept_images)),
         image_groups=image_groups,
         text_groups=text_groups,
         bad=tuple(bad_at[place] for place in sorted(bad_at)),

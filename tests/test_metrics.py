@@ -134,13 +134,14 @@ def peak_bytes(num: int, chunk: int) -> int:
     return peak
 
 
-def test_no_full_matrix_is_ever_held():
+def test_no_full_matrix_is_ever_held(monkeypatch):
     num, chunk = 6000, 32
     peak = peak_bytes(num, chunk)
-    # a chunk's float32 similarities, its booleans, one float64 block of a product, and some vectors of Q, N and M
-    bound = chunk * num * (4 + 1) + chunk * 4096 * 8 + 40 * num * 8
+    # one block's float32 products, its booleans and doubtful rows, and some vectors of Q, N and M
+    bound = chunk * 4096 * (4 + 2 + 4) + 40 * num * 8
     assert peak < bound < num * num / 4  # below even one byte per pair
-    assert peak_bytes(num, num) > num * num * 4  # the negation: one chunk of everything is the full matrix
+    monkeypatch.setattr("mmtune.metrics._ranking.ITEM_BLOCK", num)
+    assert peak_bytes(num, num) > num * num * 4  # the negation: one block of everything is the full matrix
 
 
 def test_recall_by_loop_and_bounds():

@@ -106,7 +106,7 @@ def squares(seed: int, num: int = 7) -> SplitEmbeddings:
     texts = tuple(
         f"$ a text with _odd^ signs % and {n} words that go on for a while, longer than a line" for n in range(num)
     )
-    return SplitEmbeddings(embeds[0], embeds[1], names, images, texts, positives, positives, groups, groups, ())
+    return SplitEmbeddings(embeds[0], embeds[1], names, images, texts, positives, groups, groups, ())
 
 
 def test_retrievals_are_drawn_by_seed(tmp_path: Path):
