@@ -184,7 +184,8 @@ def model_identity(backbone: "Backbone", target: Target) -> dict[str, str]:
 
     files = files_below(target.folder) if target.folder is not None else []
     trained = [f"{path.name}:{file_hash(path)}" for path in files if not path.name.startswith(("optimizer", "state"))]
-    held = backbone.section.model_dump(include={"dtype", "quantize", "double_quantization", "compute_dtype", "image"})
+    words = {"dtype", "quantize", "double_quantization", "compute_dtype", "image", "image_processing"}
+    held = backbone.section.model_dump(include=words)
     return {"weights": f"{backbone.weight_hash} {held}", "adapter": " ".join(trained)}
 
 

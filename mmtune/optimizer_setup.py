@@ -17,8 +17,9 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 def make_optimizer(adapted: Any, section: Any) -> "Optimizer":
     """AdamW over the adapter's groups (each holds ``names`` and its own learning rate and weight decay).
 
-    ``adamw_8bit`` keeps the two averages of tensors of 4,096 values or more in 8 bit, in blocks of 256 with a scale
-    each; the paged one lets them move to the host when the GPU is full.
+    ``adamw`` is torch's fused kernel where there is one: on a core it takes a third of the time of a loop over the
+    tensors, and differs from it by roundings. ``adamw_8bit`` keeps the two averages of tensors of 4,096 values or more
+    in 8 bit, in blocks of 256 with a scale each; the paged one lets them move to the host when the GPU is full.
     Source: AdamW arXiv:1711.05101; 8-bit optimizers arXiv:2110.02861; paging arXiv:2305.14314.
 
     Raises:
@@ -30,7 +31,10 @@ def make_optimizer(adapted: Any, section: Any) -> "Optimizer":
     if section.optimizer == "adamw":
         import torch
 
-        return torch.optim.AdamW(groups, betas=tuple(section.betas), foreach=False)
+        has_kernel = all(held.device.type in ("cpu", "cuda") for group in groups for held in group["params"])
+        made = torch.optim.AdamW(groups, betas=tuple(section.betas), foreach=False, fused=has_kernel)
+        made._step_supports_amp_scaling = False  # else an update that the scaler skips makes state
+        return made
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
     if section.optimizer == "paged_adamw_8bit" and not on_gpu:
         raise RecipeError("train.optimizer: paged_adamw_8bit moves its state off a GPU; write adamw_8bit here")
@@ -119,8 +123,8 @@ def restore_optimizer(optimizer: "Optimizer", tensors: "dict[str, Tensor]") -> N
             optimizer.init_state(group, parameter, number, position)  # bitsandbytes: buffers where it wants them
         if tensor.dtype == torch.int64 and tensor.dim() == 0:
             state[key] = int(tensor)
-        elif key == "step":
-            state[key] = tensor  # AdamW keeps its step count on the CPU
+        elif key == "step" and not group.get("fused"):
+            state[key] = tensor  # the plain AdamW keeps its step count on the CPU
         elif key in state:
             state[key].copy_(tensor)
         else:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_runs import small_recipe
 
-from mmtune.adapters import attach
+from mmtune.adapters import attach, optimizer_groups
 from mmtune.adapters.full import Section as FullSection
 from mmtune.backbones import Section, load
 from mmtune.ground.errors import CheckpointError, RecipeError
@@ -55,6 +55,24 @@ def test_going_on_from_the_file_is_going_on(tmp_path: Path, tiny_clip_folder: Pa
         value.data.copy_(adapted.trainable()[name].data)
     step(adapted, optimizer, 4), step(empty, forgetful, 4)
     assert any(not torch.equal(value, empty.trainable()[name]) for name, value in adapted.trainable().items())
+
+
+ROUNDING = 1e-6
+"""Of weights below 4 that were moved by 0.03: the fused kernel computes in another order. Measured 1.2e-7."""
+
+
+def test_adamw_is_fused_and_does_what_the_plain_one_does(tiny_clip_folder: Path) -> None:
+    adapted, optimizer = make(tiny_clip_folder, "adamw")
+    other, _ = make(tiny_clip_folder, "adamw")
+    asked = section()
+    groups = optimizer_groups(other, asked.learning_rate, asked.weight_decay)
+    plain = torch.optim.AdamW(groups, betas=tuple(asked.betas), foreach=False)
+    assert optimizer.defaults["fused"] and not plain.defaults["fused"]
+    before = {name: value.detach().clone() for name, value in adapted.trainable().items()}
+    for seed in (1, 2, 3):
+        step(adapted, optimizer, seed), step(other, plain, seed)
+    for name, value in adapted.trainable().items():
+        assert (value - other.trainable()[name]).abs().max() < ROUNDING < (value - before[name]).abs().max(), name
 
 
 def test_large_tensors_are_kept_in_8_bit_with_their_scales_and_map(tiny_clip_folder: Path) -> None:

@@ -6,6 +6,7 @@ Letters: B samples, C/H/W image channels, height, width, L text tokens, D embedd
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmtune.backbones._pixel_tables import encode_pixels, expand_pixels
 from mmtune.ground.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +38,18 @@ def encode_media(processor: Any, image: "Image") -> "dict[str, Tensor]":
     Raises:
         DataError: the image is so long and thin that resizing its short side would fill the memory.
     """
+    return expand_pixels(processor, encode_bytes(processor, image))
+
+
+def encode_bytes(processor: Any, image: "Image") -> "dict[str, Tensor]":
+    """As ``encode_media``, with pixels as bytes uint8[C, H, W] where ``expand_pixels`` can make the floats of them.
+
+    Raises:
+        DataError: as there.
+    """
     _refuse_sliver(processor.image_processor, image)
+    if (pixels := encode_pixels(processor, image)) is not None:
+        return pixels
     encoded = processor.image_processor(images=image, return_tensors="pt")
     return {key: encoded[key][0] for key in IMAGE_KEYS if key in encoded}
 

@@ -14,6 +14,7 @@ from mmtune.backbones._attention import attention_options
 from mmtune.backbones._describing import describe
 from mmtune.backbones._family import Backbone, Description, Family, Section
 from mmtune.backbones._image_limits import limit_images
+from mmtune.backbones._pixel_tables import set_image_processing
 from mmtune.ground.errors import BackboneError
 from mmtune.ground.library_notes import silence_library_notes
 
@@ -131,9 +132,11 @@ def _load_processor(description: Description) -> Any:
             if description.encoders:
                 from mmtune.backbones import _encoder_pair
 
-                return _encoder_pair.load_processor(description)
-            processor = getattr(description.family, "load_processor", image_and_text_processor)(description)
-            limit_images(processor, description.section.image, description.traits)
+                processor = _encoder_pair.load_processor(description)
+            else:
+                processor = getattr(description.family, "load_processor", image_and_text_processor)(description)
+                limit_images(processor, description.section.image, description.traits)
+            set_image_processing(processor, description)
             return processor
         except (OSError, ValueError, ImportError) as error:
             raise BackboneError(f"backbone {description.id!r}: its processor does not load: {error}") from error
