@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mmtune import command_options as options
+from mmtune.command_groups import cache_app, recipes_app
 from mmtune.ground.errors import MmtuneError, RecipeError
 
 app = typer.Typer(
@@ -21,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="The recipes that travel with mmtune.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:
@@ -303,40 +304,6 @@ def schema() -> None:
     from mmtune.recipe_schema import json_schema
 
     _print_json(json_schema())
-
-
-@recipes_app.command("list")
-def list_recipes() -> None:
-    """Name and purpose of every shipped recipe."""
-    from mmtune.recipe_shelf import shipped_recipes, summary_of
-
-    found = shipped_recipes()
-    width = max(map(len, found), default=0)
-    for name, path in found.items():
-        print(f"{name:<{width}}  {summary_of(path)}")
-
-
-@recipes_app.command("show")
-def show_recipe(name: options.ShelfName) -> None:
-    """Print a shipped recipe."""
-    from mmtune.recipe_shelf import find_recipe
-
-    print(find_recipe(name).read_text(encoding="utf-8"), end="")
-
-
-@recipes_app.command("copy")
-def copy_recipe(
-    name: options.ShelfName,
-    target: Annotated[Path, typer.Argument(help="a folder or a .yaml file")] = Path("."),
-    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
-) -> None:
-    """Copy a shipped recipe to change it, with the schema for editors beside it."""
-    from mmtune.recipe_shelf import copy_recipe as copy_shipped
-
-    written = copy_shipped(name, target, force=force)
-    for path in written:
-        print(f"wrote {path}")
-    print(f"run it with: mmtune finetune {written[0]}")
 
 
 def _print_json(value: object) -> None:

@@ -65,3 +65,7 @@ TinyRun = Annotated[bool, typer.Option("--tiny", help="the run that `finetune --
 CheckpointOption = Annotated[
     str | None, typer.Option(help="a checkpoint of the run, such as step-000120; default: the best one")
 ]
+CacheFolder = Annotated[
+    str | None,
+    typer.Option(help="of the cache; default: $MMTUNE_CACHE, else $XDG_CACHE_HOME/mmtune or ~/.cache/mmtune"),
+]

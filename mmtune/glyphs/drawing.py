@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,16 @@ def find_font_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("the glyphs source draws with the fonts of matplotlib: pip install matplotlib")
     return Path(spec.submodule_search_locations[0], "mpl-data", "fonts", "ttf")
+
+
+@functools.lru_cache(maxsize=1)
+def drawing_version() -> str:
+    """What tells whether pictures are still drawn as they were: the code here, and the packages that it draws with."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    versions = [importlib.metadata.version(name) for name in ("pillow", "numpy", "matplotlib")]
+    return " ".join([digest.hexdigest(), *versions])
 
 
 @functools.lru_cache(maxsize=256)

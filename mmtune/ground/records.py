@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from mmtune.ground.sound_reading import Sound
 
 
+ContentStamp = tuple[str, int, int, int]
+"""(name, bytes, nanoseconds of the last change of the content, and of anything): as long as all stay, so does what is
+read there. Unpacking and copying may keep the first time; nothing keeps the second."""
+
 MEDIA_WORDS = {"image": "images", "audio": "sounds"}
 """Modality -> what several of them are called in messages and files."""
 
@@ -59,6 +63,10 @@ class FileReference:
     def where(self) -> str:
         """The path, for people."""
         return printable(self.path)
+
+    def content_stamp(self) -> "ContentStamp | None":
+        """The path with the file's size and time; None where there is no such file."""
+        return file_stamp(self.key)
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,15 @@ class BadItem:
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", printable(self.where))
         object.__setattr__(self, "reason", printable(self.reason))
+
+
+def file_stamp(path: str, name: str = "") -> ContentStamp | None:
+    """What tells whether a file is still the same, under ``name`` or its own path; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return name or path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def a_type(value: object) -> str:

@@ -1,6 +1,7 @@
 """What a run says and writes down while it goes: plain lines in a log, a bar on a terminal, ``metrics.jsonl``."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ class RunLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.active = is_main()
+        self._process = os.getpid()
         self._bar: tuple[Progress, TaskID] | None = None
         if self.active:
             folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,9 @@ class RunLog:
         """Say ``text`` and keep it in ``run.log``."""
         if not self.active:
             return
-        if self._bar:
+        if os.getpid() != self._process:  # a loader's worker: a lock of the terminal may never be free here
+            os.write(2, f"{text}\n".encode("utf-8", "backslashreplace"))
+        elif self._bar:
             self._bar[0].console.print(text, highlight=False, markup=False)
         else:
             print(text, flush=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_reading import check_header, read_image
-from mmtune.ground.records import a_type, printable
+from mmtune.ground.records import ContentStamp, a_type, printable
 from mmtune.sources._column_files import Stamp, explained, opened_file, stamp_of
 from mmtune.sources._pairs import Located, Unusable
 from mmtune.sources._table import Row
@@ -61,6 +61,10 @@ class CellImage:
     def check(self) -> str | None:
         """Nothing: the header was checked when the file was gone through."""
         return None
+
+    def content_stamp(self) -> ContentStamp:
+        """The hash of the bytes: nothing else has it."""
+        return f"bytes {self.key}", 0, 0, 0
 
     def read(self) -> "Image":
         """The decoded RGB image; reads the cell's row group.

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import os
 import socket
 import threading
 import urllib.error
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from mmtune.ground.image_reading import check_header, read_image
-from mmtune.ground.records import printable
+from mmtune.ground.records import ContentStamp, file_stamp, printable
 from mmtune.ground.safe_files import whole_file
 from mmtune.ground.sections import StrictSection
 
@@ -83,6 +84,10 @@ class FetchedImage:
             with whole_file(Path(self.path)) as beside:
                 beside.write_bytes(content)
         return reason
+
+    def content_stamp(self) -> ContentStamp | None:
+        """The copy's path with its size and time."""
+        return file_stamp(os.path.abspath(self.path))
 
     def read(self) -> "Image":
         """The decoded RGB image of the copy.

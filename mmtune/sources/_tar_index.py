@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmtune.ground.errors import DataError
 from mmtune.ground.image_reading import check_header, read_image
-from mmtune.ground.records import printable
+from mmtune.ground.records import ContentStamp, file_stamp, printable
 from mmtune.sources._column_files import Stamp, stamp_of
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ class TarImage:
         """
         with _opened(self.path, self.stamp) as file:
             return read_image(read_span(file, self.offset, self.size), self.where)
+
+    def content_stamp(self) -> ContentStamp | None:
+        """Member and shard, with the shard's size and time."""
+        place = f"{os.path.abspath(self.path)}: {self.name} at {self.offset}, {self.size} bytes"
+        return file_stamp(self.path, place)
 
     def digest(self) -> str:
         """Hash of the member's bytes, hex."""

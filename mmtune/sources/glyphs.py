@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mmtune.glyphs.characters import FONTS, Glyph, caption_of, list_glyphs, map_alike, split_of
+from mmtune.glyphs.drawing import drawing_version
 from mmtune.glyphs.looks import draw_look
 from mmtune.ground.errors import DataError
-from mmtune.ground.records import Sample
+from mmtune.ground.records import ContentStamp, Sample
 from mmtune.ground.seeding import fraction_for
 from mmtune.sources import OpenedSplit, SourceSection
 
@@ -77,6 +78,10 @@ class GlyphReference:
         """For a report: ``U+0058 in DejaVuSans-Bold (camera, seed 0)``."""
         code_point, font = self.glyph.key.split("/")
         return f"{code_point} in {font} ({self.look}, seed {self.seed})"
+
+    def content_stamp(self) -> ContentStamp:
+        """Its identity, and that of the code and the fonts that draw it."""
+        return f"glyph {self.key} {drawing_version()}", 0, 0, 0
 
     def read(self) -> "Image":
         """Draw it: 64 x 64 pixels, mode RGB."""
