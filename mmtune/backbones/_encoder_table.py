@@ -21,6 +21,7 @@ class Encoder:
         offset: positions that are no place for a token: RoBERTa and its kind count from ``pad_token_id`` + 1.
         four_dimensional: its linear layers are given [B, H, W, C].
         fixed_size: its pictures must have the size that config.json says.
+        stems: modules that run before its first layer; empty where layers are told something of the picture besides.
         tiny: settings of its tiny twin beside those that all have.
     """
 
@@ -30,6 +31,7 @@ class Encoder:
     offset: bool = False
     four_dimensional: bool = False
     fixed_size: bool = False
+    stems: tuple[str, ...] = ("embeddings",)
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -42,11 +44,11 @@ SWIN2_MLP = r"encoder\.layers\.\d+\.blocks\.\d+\.(intermediate|output)\.dense"
 VISION: dict[str, Encoder] = {
     "vit": Encoder("layers", fixed_size=True),
     "deit": Encoder("layers", fixed_size=True),
-    "beit": Encoder("layers", fixed_size=True),
+    "beit": Encoder("layers", fixed_size=True, stems=()),
     "dinov2": Encoder(),
     "dinov2_with_registers": Encoder(),
-    "dinov3_vit": Encoder("model.layer", tiny={"num_register_tokens": 4}),
-    "clip_vision_model": Encoder("encoder.layers", fixed_size=True),
+    "dinov3_vit": Encoder("model.layer", stems=(), tiny={"num_register_tokens": 4}),
+    "clip_vision_model": Encoder("encoder.layers", fixed_size=True, stems=("embeddings", "pre_layrnorm")),
     "siglip_vision_model": Encoder("encoder.layers", kept=("head",), fixed_size=True),
     "swin": Encoder(None, tiny=SWIN),
     "swinv2": Encoder(None, SWIN2_MLP, tiny=SWIN),
@@ -59,7 +61,7 @@ TEXT: dict[str, Encoder] = {
     "bert": Encoder(mlp=BERT_MLP),
     "ernie": Encoder(mlp=BERT_MLP),
     "megatron-bert": Encoder(mlp=BERT_MLP),
-    "mpnet": Encoder(mlp=BERT_MLP, offset=True),
+    "mpnet": Encoder(mlp=BERT_MLP, offset=True, stems=()),
     "roberta": Encoder(mlp=BERT_MLP, offset=True),
     "xlm-roberta": Encoder(mlp=BERT_MLP, offset=True),
     "camembert": Encoder(mlp=BERT_MLP, offset=True),

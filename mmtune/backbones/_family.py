@@ -64,6 +64,12 @@ class Section(StrictSection):
         description="limits on the images' size, and so on the tokens that each takes, in the model's own words "
         "(min_pixels and max_pixels, longest_edge, max_patches, ...); null: as its image processor's file says",
     )
+    image_processing: Literal["exact", "fast"] = Field(
+        "exact",
+        description="exact: pixels bit for bit as the model's image processor makes them; fast: images at least twice "
+        "as large as the model takes them are resized by torch, which reads more images per second: about 0.4 % of the "
+        "values differ by one of 256 grey levels (in very smooth pictures one value in a million by two)",
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None,
         description="what computes attention: eager (plain), sdpa (torch's), flash_attention_2 (needs a GPU and "
@@ -168,6 +174,14 @@ class Family:
         caption_prompt: what asks for a caption where the recipe says nothing.
         other_types: model types that it answers for too, without a tiny twin: built alike, or refused with the reason.
         image_words: words of ``backbone.image`` -> where the image processor has them, such as ``size.longest_edge``.
+        stems: part -> paths of the modules that run before its first layer, in their order: the first makes states
+            float[B, T, D] of the inputs, the others states of states. Where it is declared, what lies below a layer can
+            be computed once and fed back above; see ``mmtune.trunk_cuts``.
+        image_side: parts that together make of images what the language model reads, where that can be given to the
+            model instead of pixels; see ``_image_side``.
+        whole_processor: whether its processor makes images and text in one call, so that the images' pixels are made by
+            transformers alone; see ``_pixel_tables``.
+        sides: ``media`` and ``text`` -> the parts that their embedding passes, for what embeds.
         by_ability: ability -> the fields of this record that are others where a task uses it; see ``used_by``.
     """
 
@@ -194,6 +208,10 @@ class Family:
     other_types: tuple[str, ...] = ()
     image_words: Mapping[str, str] = field(default_factory=dict)
     whole_forward: tuple[Mapping[str, Any], str] | None = None
+    stems: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    image_side: tuple[str, ...] = ()
+    whole_processor: bool = False
+    sides: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"media": ("vision",), "text": ("text",)})
     by_ability: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def used_by(self, ability: str) -> "Family":

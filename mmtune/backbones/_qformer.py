@@ -179,9 +179,8 @@ def generate(
         refuse_longer(longest, text_limit(model.config), "the longest question with max_new_tokens")
     else:
         options["decoder_start_token_id"] = speech.start
-    made = model.generate(  # type: ignore[operator]
-        **batch, **options, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False
-    )
+    speaker: Any = model if "inputs_embeds" not in batch else model.language_model  # the class's own wants pixels
+    made = speaker.generate(**batch, **options, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False)
     begin = batch["input_ids"].shape[1] if speech.start is None else 1
     return [say(processor, row.tolist(), speech.end) for row in made[:, begin:]]
 

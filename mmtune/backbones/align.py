@@ -57,6 +57,7 @@ FAMILY = Family(
     processor_classes={"align": "AlignProcessor"},
     targets={"mlp": {"text": r"text_model\.encoder\.layer\.\d+\.(intermediate|output)\.dense"}},
     ignored_weights=(r".*\.position_ids", r".*\.token_type_ids"),
+    stems={"text": ("text_model.embeddings",)},
     idle=(r"text_model\.pooler",),
     made_of={"vision": "convolutions (expand_conv, project_conv, ...) and batch norms"},
 )

@@ -80,6 +80,8 @@ FAMILY = Family(
     auto_class="Blip2ForImageTextRetrieval",
     targets={"mlp": {"qformer": _QFORMER_MLP}},
     ignored_weights=(r".*\.position_ids",),
+    stems={"vision": ("vision_model.embeddings",)},
+    sides={"media": ("vision", "qformer"), "text": ("qformer",)},
     whole_forward=({"use_image_text_matching_head": False}, "logits_per_image"),
 )
 
@@ -96,6 +98,7 @@ SPEAKING = replace(
     whole_forward=None,
     head="language_model.lm_head",
     caption_prompt="a photo of",
+    image_side=("vision", "qformer", "connector"),
 )
 
 

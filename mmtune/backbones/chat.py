@@ -24,6 +24,7 @@ from mmtune.backbones._chat_processor import load_processor, notes
 from mmtune.backbones._chat_refused import REFUSED
 from mmtune.backbones._chat_table import MODELS, find_model, idle_modules, layer_paths, num_layers
 from mmtune.backbones._family import Family
+from mmtune.backbones._image_side import IMAGE_PARTS, SIDES
 from mmtune.ground.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ FAMILY = Family(
     auto_class="AutoModelForImageTextToText",
     ignored_weights=(r".*\.position_ids", r".*\.rotary_emb\.inv_freq"),
     head="lm_head",
+    whole_processor=True,
     caption_prompt="Describe the image.",
 )
 """As it is for LLaVA; ``family_for`` gives it for each of the others. ``other_types`` are built alike, but no test
@@ -91,6 +93,7 @@ def family_for(config: Mapping[str, Any]) -> Family:
         image_words=model.image_words,
         shifted_labels=model.shifted_labels,
         caption_prompt=model.caption_prompt,
+        image_side=IMAGE_PARTS if config["model_type"] in SIDES else (),
     )
 
 

@@ -47,6 +47,7 @@ FAMILY = Family(
     processor_classes={"chinese_clip": "ChineseCLIPProcessor"},
     targets={"mlp": {"text": r"text_model\.encoder\.layer\.\d+\.(intermediate|output)\.dense"}},
     ignored_weights=(r".*\.position_ids", r".*\.token_type_ids", r"text_model\.pooler\..*"),
+    stems={"vision": ("vision_model.embeddings", "vision_model.pre_layrnorm"), "text": ("text_model.embeddings",)},
 )
 
 

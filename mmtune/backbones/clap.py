@@ -61,6 +61,8 @@ FAMILY = Family(
     },
     new_weights=(r".*\.(position_ids|token_type_ids|num_batches_tracked)",),
     ignored_weights=(r".*\.(position_ids|token_type_ids)",),
+    stems={"text": ("text_model.embeddings",)},
+    sides={"media": ("audio",), "text": ("text",)},
     modality="audio",
 )
 

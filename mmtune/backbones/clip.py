@@ -46,6 +46,7 @@ FAMILY = Family(
     temperature=("logit_scale",),
     processor_classes={"clip": "CLIPProcessor"},
     ignored_weights=(r".*\.position_ids",),
+    stems={"vision": ("vision_model.embeddings", "vision_model.pre_layrnorm"), "text": ("text_model.embeddings",)},
 )
 
 LEGACY_END_OF_TEXT = 2

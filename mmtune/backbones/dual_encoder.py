@@ -71,10 +71,12 @@ def family_for(config: Mapping[str, Any]) -> Family:
     layers = {part: paths[part] + one.layers for part, one in encoders.items() if one.layers is not None}
     mlp = {part: re.escape(paths[part]) + one.mlp for part, one in encoders.items() if one.mlp is not None}
     kept = tuple(paths[part] + name for part, one in encoders.items() for name in one.kept)
+    stems = {part: tuple(paths[part] + name for name in encoders[part].stems) for part in layers}
     of_pictures = [part for part, one in encoders.items() if one.four_dimensional]
     return replace(
         FAMILY,
         layers=layers,
+        stems=stems,
         unquantizable={"8bit": NOT_8BIT} if of_pictures else {},
         targets={"mlp": mlp} if mlp else {},
         full_precision=(*FAMILY.full_precision, *kept),

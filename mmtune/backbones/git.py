@@ -65,6 +65,7 @@ FAMILY = Family(
         "mlp": {"text": r"git\.encoder\.layer\.\d+\.(intermediate|output)\.dense", "connector": PROJECTION},
     },
     ignored_weights=(r".*\.position_ids",),
+    stems={"vision": ("git.image_encoder.vision_model.embeddings", "git.image_encoder.vision_model.pre_layrnorm")},
     head="output",
 )
 

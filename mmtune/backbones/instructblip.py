@@ -65,6 +65,7 @@ FAMILY = Family(
     auto_class="InstructBlipForConditionalGeneration",
     targets=targets(r"qformer\.encoder\.layer\.\d+\.(intermediate|output)(_query)?\.dense"),
     ignored_weights=(r".*\.position_ids",),
+    stems={"vision": ("vision_model.embeddings",)},
     head="language_model.lm_head",
     caption_prompt="A short image description:",
 )

@@ -50,6 +50,7 @@ FAMILY = Family(
     temperature=("logit_scale", "logit_bias"),
     processor_classes={"siglip": "SiglipProcessor", "siglip2": "Siglip2Processor"},
     ignored_weights=(r".*\.position_ids",),
+    stems={"vision": ("vision_model.embeddings",), "text": ("text_model.embeddings",)},
 )
 
 
