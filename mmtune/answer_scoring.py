@@ -20,6 +20,7 @@ from mmtune.item_encoding import Asking, encode_pair
 from mmtune.metrics import answer_score
 from mmtune.metrics._bootstrap import joined_groups
 from mmtune.scoring_loop import EncodedBatches, Progress, autocast_for, open_batches, scoring_mode
+from mmtune.shown_media import ShownMedia, opened, read_images
 from mmtune.token_states import head_of, token_states
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class Way:
     def encoded(self, item: Any) -> "dict[str, Tensor]":
         """Tensors of an item; raises DataError where there can be none."""
         it = self.asking
-        return encode_pair(it, item.media.read(), it.task.statement(item))
+        return encode_pair(it, opened(it.family, ShownMedia(item.media)), it.task.statement(item))
 
     def pad(self, encoded: "list[dict[str, Tensor]]") -> "dict[str, Tensor]":
         """A batch of items."""
@@ -267,7 +268,7 @@ class _Choose(Way):
     def encoded(self, item: Any) -> "dict[str, Tensor]":
         sample, answer = item
         turns = (*self.asking.asked(sample), Turn("assistant", (answer,)))
-        images = [one.read() for turn in turns for one in turn.media]
+        images = read_images(self.asking.family, turns)
         encoded: dict[str, Tensor] = self.asking.family.encode_turns(self.asking.processor, turns, images)
         return encoded
 
@@ -323,7 +324,7 @@ def encode_asked(asking: Asking, turns: Sequence[Turn]) -> "dict[str, Tensor]":
     Raises:
         DataError: an image cannot be read, or the turns do not fit the model.
     """
-    images = [one.read() for turn in turns for one in turn.media]
+    images = read_images(asking.family, turns)
     encoded: dict[str, Tensor] = asking.family.encode_prompt(asking.processor, turns, images)
     return encoded
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from mmtune.epoch_items import epoch_items
 from mmtune.ground.calm_forking import wait_for_calm
 from mmtune.ground.errors import DataError
-from mmtune.ground.image_augmentation import AugmentSection, augment
+from mmtune.ground.image_augmentation import AugmentSection
 from mmtune.ground.records import BadItem, MediaReference, Sample
 from mmtune.ground.seeding import generator_for
 from mmtune.ground.stop_signals import leave_signals_to_parent
 from mmtune.item_encoding import ANSWER_SCORES, IS_MATCH, Asking, Encoded, ItemEncoder
 from mmtune.length_grouping import grouped_order
+from mmtune.shown_media import opened, show
 from mmtune.sources import sections_by_source
 from mmtune.tasks.matching import source_id
 
@@ -152,8 +153,8 @@ class EncodedItems:
 
     def show(self, sample: Sample, media: MediaReference, choice: int | None, turn: int) -> Any:
         """One of the sample's images as this turn shows it: changed at random by (seed, turn, id)."""
-        generator = generator_for(self.seed, "augment", turn, sample.id, choice)
-        return augment(media.read(), self.augmentations[sample.source], generator)  # type: ignore[arg-type]
+        change = self.augmentations[sample.source]
+        return opened(self.family, show(media, change, self.seed, turn, sample.id, choice))
 
 
 def bad_item(sample: Sample, error: DataError, split: str) -> BadItem:

@@ -66,7 +66,7 @@ def score(
         DataError: the split is missing, empty, or too much of it is bad.
         CheckpointError, BackboneError: the model cannot be used; the message says why.
     """
-    from mmtune.evaluation_setup import choose_folder, choose_suffix, device, name_checkpoint, show_progress
+    from mmtune.evaluation_setup import choose_folder, choose_suffix, device, feed_exam, name_checkpoint, show_progress
     from mmtune.model_loading import attach_target, load_base, resolve
     from mmtune.train_data import open_checked
 
@@ -79,12 +79,13 @@ def score(
         raise RecipeError(f"{what} does not say where its data is: give a recipe (--recipe recipes/x.yaml)")
     exam = open_exam(chosen, open_checked(chosen, split), split)
     backbone = load_base(found, device=device())
-    with show_progress() as progress:
-        taken = {"base": exam.take(backbone, progress)}
-    if found.folder is not None:
-        attach_target(backbone, found)
+    with feed_exam(backbone, found, chosen) as trunk:
         with show_progress() as progress:
-            taken["tuned"] = exam.take(backbone, progress)
+            taken = {"base": exam.take(backbone, progress)}
+        if found.folder is not None:
+            trunk.drop_touched(attach_target(backbone, found))
+            with show_progress() as progress:
+                taken["tuned"] = exam.take(backbone, progress)
     result = exam.describe(found, backbone, taken["base"])
     result["target"] = target if isinstance(target, str) else str(found.run or target)
     if found.folder is None:

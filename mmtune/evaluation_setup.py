@@ -1,6 +1,7 @@
 """What stands between a target and its scores: which files, which device, which precision, how much may be bad."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mmtune.model_loading import Target
     from mmtune.recipe_schema import Recipe
     from mmtune.sources import OpenedSplit
+    from mmtune.trunk_cache import TrunkCache
 
 
 def name_checkpoint(target: "str | Path | Recipe", checkpoint: str | None) -> "str | Path | Recipe":
@@ -102,6 +104,43 @@ def embed_opened(
     )
     enforce_limit(opened, embedded.bad, recipe, split)
     return embedded
+
+
+@contextmanager
+def feed_exam(backbone: "Backbone", found: "Target", recipe: "Recipe") -> "Iterator[TrunkCache]":
+    """In this block a run's base and its tuned model are fed what their common trunk made of inputs before.
+
+    Args:
+        backbone: freshly loaded, nothing attached.
+        found: whose manifest says where the trunks end; a model that is no run has none.
+        recipe: says whether and where states are kept.
+    """
+    from mmtune.ground.kind_folder import kind
+    from mmtune.ground.safe_files import read_json
+    from mmtune.tasks import ability_for
+    from mmtune.trunk_setup import ask_for_trunk, feed_scoring
+
+    manifest = found.run / "manifest.json" if found.run is not None else None
+    same_task = found.recipe is not None and found.recipe.task.kind == recipe.task.kind
+    record = {}
+    if manifest is not None and manifest.is_file() and same_task:
+        record = read_json(manifest).get("trunk", {})
+    where, ability = device(), ability_for(kind("tasks", recipe.task), backbone.traits) or ""
+    asked = ask_for_trunk(recipe, ability, choose_precision(recipe, where), where, print_line)
+    trunk = feed_scoring(backbone, asked, record)
+    try:
+        for line in trunk.lines:
+            print_line(line)
+        yield trunk
+        for line in trunk.savings(0):
+            print_line(line)
+    finally:
+        trunk.close()
+
+
+def print_line(line: str) -> None:
+    """What is said of the cache while scoring goes to standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def enforce_limit(opened: "OpenedSplit", failed: "Sequence[BadItem]", recipe: "Recipe", split: str) -> None:

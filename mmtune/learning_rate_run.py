@@ -103,7 +103,10 @@ def find_learning_rate(
     trainer = build_trainer(recipe, accelerator, log)
     top = highest_rate(recipe.train, trainer.adapted.part_of.values())
     trainer.schedule = growing_schedule(trainer.optimizer, top, lowest, highest, steps)
-    rows = _search(trainer)
+    try:
+        rows = _search(trainer)
+    finally:
+        trainer.trunk.close()
     return _conclude(rows, given, log)
 
 

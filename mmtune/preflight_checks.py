@@ -10,6 +10,7 @@ from mmtune.ground.recipe_text import KeyPath, Problem, RecipeText, dotted
 from mmtune.ground.records import MEDIA_WORDS
 
 if TYPE_CHECKING:
+    from mmtune.adapters import Adapted
     from mmtune.backbones import Description
     from mmtune.batch_building import Layout
     from mmtune.part_sizes import PartSize, TrainedSize
@@ -160,8 +161,8 @@ def measure_parts(recipe: "Recipe", description: "Description", findings: Findin
     findings.setting = chosen_setting(recipe.backbone)
 
 
-def attach_adapter(recipe: "Recipe", findings: Findings) -> None:
-    """Load the backbone and attach the adapter; every target must hit a module."""
+def attach_adapter(recipe: "Recipe", findings: Findings) -> "Adapted | None":
+    """Load the backbone and attach the adapter, and give both; every target must hit a module."""
     from mmtune.adapter_start import start_adapter
     from mmtune.adapters import attach
     from mmtune.backbones import load
@@ -174,10 +175,10 @@ def attach_adapter(recipe: "Recipe", findings: Findings) -> None:
             findings.fact("start", line)
     except BackboneError as error:
         findings.error(("backbone", "id"), error)
-        return
+        return None
     except MmtuneError as error:
         findings.error(("adapter",), error)
-        return
+        return None
     findings.fact("weights", f"sha256 {adapted.backbone.weight_hash}")
     findings.parts += [(row.part, row.num_modules, row.num_trainable, row.share) for row in adapted.parts]
     findings.trained = trained_sizes(adapted, recipe.train.optimizer)
@@ -186,6 +187,7 @@ def attach_adapter(recipe: "Recipe", findings: Findings) -> None:
     )
     what = f"adds {weights} of weights, {gradients} of gradients and {states} of {recipe.train.optimizer}'s averages"
     findings.fact("training", f"{what}; activations come on top")
+    return adapted
 
 
 # --- machine

@@ -1,5 +1,6 @@
 """The story of ``check``: everything about a recipe that can be known before training."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,7 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mmtune.adapters import Adapted
+    from mmtune.batch_building import Layout
     from mmtune.preflight_checks import Findings
+    from mmtune.recipe_schema import Recipe
+    from mmtune.sources import OpenedSplit
 
 
 def check(
@@ -60,12 +65,55 @@ def check(
         checks.measure_parts(recipe, description, findings)
     checks.check_machine(recipe, findings)
     train = checks.open_data(recipe, findings)
-    if train is not None:
-        checks.check_length(recipe, train, ranks, findings)
+    layout = checks.check_length(recipe, train, ranks, findings) if train is not None else None
     if description is not None and not findings.problems:
-        checks.attach_adapter(recipe, findings)
+        adapted = checks.attach_adapter(recipe, findings)
+        if adapted is not None and train is not None and layout is not None:
+            forecast_trunk(recipe, adapted, train, layout, findings)
     report(findings)
     return 2 if findings.problems else 0
+
+
+def forecast_trunk(
+    recipe: "Recipe", adapted: "Adapted", train: "OpenedSplit", layout: "Layout", findings: "Findings"
+) -> None:
+    """What is kept of the layers below the adapter, how much room that takes, and what it is worth."""
+    import torch
+
+    from mmtune.ground.errors import MmtuneError
+    from mmtune.ground.kind_folder import kind
+    from mmtune.run_setup import resolve_precision, total_steps
+    from mmtune.tasks import ability_for, prepared
+    from mmtune.trainer_building import training_items
+    from mmtune.trunk_forecast import describe_forecast, forecast
+    from mmtune.trunk_setup import ask_for_trunk
+    from mmtune.trunk_shelf import cache_root
+
+    if recipe.train.trunk.mode == "off":
+        findings.fact("trunk", "off, as train.trunk_cache says")
+        return
+    try:
+        root = cache_root(recipe.train.trunk.folder)
+    except MmtuneError as error:
+        findings.error(("train", "trunk_cache"), error)
+        return
+    if recipe.train.trunk.mode != "memory" and os.path.exists(root) and not os.path.isdir(root):
+        what = f"{root} is no folder: nothing can be kept there, and the run does without; name another place"
+        findings.warning(("train", "trunk_cache"), what)
+    ability = ability_for(kind("tasks", recipe.task), adapted.backbone.traits) or ""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = ask_for_trunk(recipe, ability, resolve_precision(recipe.train.precision), device, lambda line: None)
+    samples = prepared(recipe, train.samples)
+    num_shown = total_steps(recipe, layout) * layout.batch
+    try:
+        made = forecast(
+            adapted, asked, recipe, lambda: training_items(recipe, adapted.backbone, samples, ability), num_shown
+        )
+    except MmtuneError as error:
+        findings.error(("train", "trunk_cache"), error)
+        return
+    for line in describe_forecast(made, recipe.train.trunk):
+        findings.fact("trunk", line)
 
 
 def report(findings: "Findings") -> None:

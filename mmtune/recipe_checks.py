@@ -17,7 +17,7 @@ from mmtune.ground.kind_folder import kind, kinds
 from mmtune.ground.recipe_text import KeyPath
 from mmtune.metrics import MODALITIES
 from mmtune.recipe_keys import SectionClass, kind_of, sections_in, suggest
-from mmtune.sources import split_names, splits_on_disk
+from mmtune.sources import sections_by_source, split_names, splits_on_disk
 from mmtune.train_checks import TRAIN_CHECKS
 
 Finding = tuple[KeyPath, str]
@@ -239,6 +239,14 @@ def check_grouping(recipe: Any, world_size: int) -> Iterator[Finding]:
         yield ("train", "group_by_length"), what
 
 
+def check_views(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """Views of an image are of use only where they differ."""
+    for name, section in sections_by_source(recipe.data).items():
+        if section.augment.views is not None and section.augment.is_idle:
+            path = ("data", *(("sources", name) if name else ()), "augment", "views")
+            yield path, "there is nothing to change, so all views are alike; write crop, flip or colour, or views: null"
+
+
 # --- backbone x adapter
 
 
@@ -275,6 +283,7 @@ CHECKS: tuple[Callable[[Any, int], Iterator[Finding]], ...] = (
     check_best_is_measured,
     check_fields,
     check_grouping,
+    check_views,
     *TRAIN_CHECKS,
     check_quantization,
     check_half_precision,

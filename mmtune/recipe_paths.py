@@ -20,7 +20,12 @@ def anchored(recipe: Recipe, folder: Path) -> Recipe:
     """
     models = {key: _anchor(getattr(recipe.backbone, key), folder) for key in ("id", "vision", "text")}
     backbone = recipe.backbone.model_copy(update=models)
-    return recipe.model_copy(update={"data": _anchor_data(recipe.data, folder), "backbone": backbone})
+    train = recipe.train.model_copy(update={"trunk_cache": _anchor_cache(recipe.train.trunk_cache, folder)})
+    return recipe.model_copy(update={"data": _anchor_data(recipe.data, folder), "backbone": backbone, "train": train})
+
+
+def _anchor_cache(cache: Any, folder: Path) -> Any:
+    return cache if isinstance(cache, str) else cache.model_copy(update={"folder": _anchor(cache.folder, folder)})
 
 
 def _anchor_data(data: Any, folder: Path) -> Any:

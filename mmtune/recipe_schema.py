@@ -52,6 +52,28 @@ class AverageSection(StrictSection):
     warmup: bool = Field(True, description="begin with a lower decay, (1 + n) / (10 + n) after n steps")
 
 
+TrunkMode = Literal["auto", "off", "disk", "memory"]
+
+
+class TrunkCacheSection(StrictSection):
+    """Where states of the frozen part are kept, so that it runs once per image and text; see `mmtune.trunk_cache`."""
+
+    mode: TrunkMode = Field(
+        "auto",
+        description="auto: on disk where it pays and fits; disk: also where nothing is seen twice in the run, for "
+        "later ones; memory: in RAM, gone afterwards; off: never",
+    )
+    limit_gb: float = Field(
+        50.0, gt=0, description="most that all kept states in the folder may take, in GB (1,000,000,000 bytes)"
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="widest number format that states are kept in; float32 changes no bit"
+    )
+    folder: str | None = Field(
+        None, min_length=1, description="where they are kept; null: $MMTUNE_CACHE, else mmtune in the user's cache"
+    )
+
+
 class TrainSection(StrictSection):
     """How long, how fast and in which precision to train."""
 
@@ -102,7 +124,23 @@ class TrainSection(StrictSection):
     activation_checkpointing: bool = Field(
         False, description="compute layers again in the backward pass: less memory, about a third more time"
     )
+    trunk_cache: TrunkMode | TrunkCacheSection = Field(
+        "auto",
+        description="what the frozen layers below the adapter make of an image or a text is computed once and kept: "
+        "auto, off, disk or memory, or a section with mode, limit_gb, dtype and folder",
+    )
+    fused_layers: bool = Field(
+        True,
+        description="compute the layers of an embedding's towers with fewer operations, where it is known how: the "
+        "same up to the order of sums; false: transformers' own code",
+    )
     trackers: list[Tracker] = Field([], description="where metrics go besides metrics.jsonl")
+
+    @property
+    def trunk(self) -> TrunkCacheSection:
+        """``trunk_cache`` as a section."""
+        it = self.trunk_cache
+        return it if isinstance(it, TrunkCacheSection) else TrunkCacheSection(mode=it)
 
 
 class CheckpointSection(StrictSection):

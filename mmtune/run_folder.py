@@ -117,7 +117,7 @@ def foreign_files(run: Path) -> list[str]:
 
 
 def _go_on(recipe: "Recipe", run: Path) -> Start:
-    old = read_json(run / RESOLVED)
+    old = _resolved(run / RESOLVED)
     differing = differing_keys(old, recipe.model_dump(mode="json"))
     finished = (run / "manifest.json").exists() and read_json(run / "manifest.json").get("status") == "finished"
     if not finished and not checkpoints(run):
@@ -192,17 +192,40 @@ def clear_if_unused(run: Path, start: Start) -> None:
         run.rmdir()
 
 
+TRUNK_CACHE = "train.trunk_cache"
+PLACES = {"output", *(f"{TRUNK_CACHE}.{key}" for key in ("mode", "limit_gb", "folder"))}
+"""Keys that say where things lie and change no number: a run may go on with others."""
+
+
+def _resolved(file: Path) -> dict[str, Any]:
+    """What a run was started with, keys that came later at their defaults; as it stands where it is no recipe now."""
+    from mmtune.recipe_schema import recipe_from_json, resolved_json
+
+    old: dict[str, Any] = read_json(file)
+    try:
+        return resolved_json(recipe_from_json(old, str(file)))
+    except RecipeError:
+        return old
+
+
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> set[str]:
-    """Dotted keys whose values differ; ``output`` may, since a run folder can be moved."""
+    """Dotted keys whose values differ and matter; those of `PLACES` may, since a run folder can be moved."""
     found = set()
     for key in {*old, *new}:
         dotted = f"{prefix}{key}"
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             found |= differing_keys(before, after, f"{dotted}.")
-        elif before != after and dotted != "output":
+        elif dotted == TRUNK_CACHE:
+            found |= {f"{TRUNK_CACHE}.dtype"} if _states_dtype(before) != _states_dtype(after) else set()
+        elif before != after and dotted not in PLACES:
             found.add(dotted)
     return found
+
+
+def _states_dtype(cache: Any) -> str:
+    """What ``train.trunk_cache`` keeps states in; a mode alone, and a recipe from before there was one, is exact."""
+    return str(cache["dtype"]) if isinstance(cache, dict) else "float32"
 
 
 def write_recipe(run: Path, recipe: "Recipe") -> None:

@@ -21,8 +21,9 @@ from mmtune.ground.process_group import gather_objects, gather_rows, rank, world
 from mmtune.ground.records import MEDIA_WORDS, BadItem, MediaReference, Sample
 from mmtune.ground.stop_signals import leave_signals_to_parent
 from mmtune.metrics import directions, retrieval_scores
-from mmtune.metrics._ranking import Positives, ranks_of_embeddings
+from mmtune.metrics._ranking import ranks_both_ways
 from mmtune.scored_split import SplitEmbeddings, assemble, list_content
+from mmtune.shown_media import ShownMedia, opened
 
 if TYPE_CHECKING:
     import torch
@@ -124,12 +125,12 @@ def embed_split(
     return assemble(content, images, texts, bad_at, modality)
 
 
-def score_embeddings(embedded: SplitEmbeddings, *, chunk: int = 512) -> Scores:
+def score_embeddings(embedded: SplitEmbeddings, *, chunk: int = 1024) -> Scores:
     """Every retrieval score of a split, by cosine similarity in float32, without temperature.
 
     Args:
         embedded: the split.
-        chunk: queries ranked at a time; bounds memory and changes nothing else.
+        chunk: texts compared at a time; bounds memory and changes nothing else. Each rank compares a share of them.
 
     Raises:
         TrainingError: some embeddings are not finite (the weights have diverged).
@@ -141,12 +142,16 @@ def score_embeddings(embedded: SplitEmbeddings, *, chunk: int = 512) -> Scores:
             raise TrainingError(
                 f"{broken} of {len(embeds)} {name} embeddings are not finite: the weights have diverged"
             )
-    images, texts = embedded.image_embeds, embedded.text_embeds
-    to_media, to_text = directions(modality)
-    ranks = {
-        to_media: _shared_ranks(texts, images, embedded.text_to_image, chunk),
-        to_text: _shared_ranks(images, texts, embedded.image_to_text, chunk),
-    }
+    both = ranks_both_ways(
+        embedded.text_embeds,
+        embedded.image_embeds,
+        embedded.text_to_image,
+        chunk=chunk,
+        part=rank(),
+        parts=world_size(),
+        total=_sum_over_ranks,
+    )
+    ranks = dict(zip(directions(modality), both, strict=True))
     return Scores({score.name: score.value(ranks[score.direction]) for score in retrieval_scores(modality)}, ranks)
 
 
@@ -160,7 +165,9 @@ class ReadMedia:
 
     def __call__(self, reference: MediaReference) -> "dict[str, Tensor] | BadItem":
         try:
-            encoded: dict[str, Tensor] = self.family.encode_media(self.processor, reference.read())
+            encoded: dict[str, Tensor] = self.family.encode_media(
+                self.processor, opened(self.family, ShownMedia(reference))
+            )
         except DataError as error:
             return BadItem(reference.where, str(error).removeprefix(f"{reference.where}: "), self.split)
         return encoded
@@ -293,11 +300,9 @@ class _Embedder:
         return full
 
 
-def _shared_ranks(queries: np.ndarray, items: np.ndarray, positives: Positives, chunk: int) -> np.ndarray:
-    """The ranks of all queries; each process works out a share of them."""
-    start, stop = (len(queries) * part // world_size() for part in (rank(), rank() + 1))
-    mine = ranks_of_embeddings(queries[start:stop], items, positives.between(start, stop), chunk=chunk)
-    return np.array([value for part in gather_objects([mine.tolist()]) for value in part])
+def _sum_over_ranks(counts: np.ndarray) -> np.ndarray:
+    """The sum of every rank's counts, int64 of one shape."""
+    return np.array(gather_objects([counts.tolist()]), dtype=np.int64).sum(axis=0)
 
 
 @contextmanager

@@ -30,9 +30,14 @@ def token_states(backbone: Any, inputs: "Mapping[str, Tensor]") -> "Tensor":
     if own is not None:
         states: Tensor = own(backbone.model, given)
         return states
-    with headless(backbone.model, backbone.traits.head), uncapped(backbone.model):
-        headed: Tensor = backbone.model(**given, use_cache=False).logits  # a cache would only take memory
-        return headed
+    return headless_states(backbone.model, given, backbone.traits.head)
+
+
+def headless_states(model: Any, inputs: "Mapping[str, Tensor]", head: str) -> "Tensor":
+    """States float[B, L, D] of a model's own forward pass, which ends before the head at that path."""
+    with headless(model, head), uncapped(model):
+        states: Tensor = model(**inputs, use_cache=False).logits  # a cache would only take memory
+        return states
 
 
 def head_of(backbone: Any) -> "nn.Module":

@@ -48,8 +48,19 @@ def check_trackers(recipe: Any, world_size: int) -> Iterator[Finding]:
         yield ("train", "trackers"), f"named twice: {', '.join(twice)}; write each once"
 
 
+def check_trunk_cache(recipe: Any, world_size: int) -> Iterator[Finding]:
+    """A folder is named only where states are kept in one."""
+    section = recipe.train.trunk_cache
+    if isinstance(section, str) or section.folder is None:
+        return
+    if section.mode in ("memory", "off"):
+        why = {"memory": "states are kept in memory", "off": "none are kept"}[section.mode]
+        yield ("train", "trunk_cache", "folder"), f"{why}, so no folder is used; write mode: disk, or leave folder out"
+
+
 TRAIN_CHECKS: tuple[Callable[[Any, int], Iterator[Finding]], ...] = (
     check_learning_rates,
     check_early_stopping,
     check_trackers,
+    check_trunk_cache,
 )

@@ -211,6 +211,7 @@ def describe_run(trainer: Any) -> dict[str, Any]:
             "bad": len(state.bad),
             "notes": [*trainer.notes, *trainer.items.items.lines()],
         },
+        "trunk": trainer.trunk.record(),
         "seconds": round(state.seconds, 1),
     }
 
@@ -232,6 +233,7 @@ def describe_start(trainer: Any) -> Iterator[str]:
     )
     yield from trainer.liveness.start_table().splitlines()
     yield from describe_rates(trainer.adapted, trainer.optimizer.param_groups)
+    yield from trainer.trunk.lines
     yield from _describe_ways(trainer.recipe.train)
 
 
@@ -259,6 +261,7 @@ def describe_end(trainer: Any) -> Iterator[str]:
         yield f"{state.num_skipped} updates were skipped by the fp16 scaler"
     if state.best_checkpoint:
         yield f"best checkpoint by validation {best}: {state.best_checkpoint} ({state.best_score:.4f})"
+    yield from trainer.trunk.savings(state.num_samples)
     early = f", stopped early of {trainer.cadence.total}" if state.stopped_early else ""
     done = f"{state.step} steps, {state.num_samples} samples, {state.seconds:.0f} s"
     yield f"finished{early}: {done}; run folder {trainer.run}"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
+    from mmtune.trunk_cache import TrunkCache
     from mmtune.weight_average import WeightAverage
 
 MAX_SKIPPED_IN_ROW = 10
@@ -69,6 +70,7 @@ class Trainer:
     liveness: Any
     validate: Callable[[], tuple[dict[str, float], list[BadItem]]] | None
     quarantine: Quarantine
+    trunk: "TrunkCache"
     average: "WeightAverage | None" = None
     state: TrainState = field(default_factory=TrainState)
     window: "Window" = field(default_factory=lambda: Window())

@@ -39,6 +39,7 @@ def build_trainer(
     from mmtune.tasks import prepared
     from mmtune.train_data import hash_samples, make_context, make_validation, open_training_data
     from mmtune.train_loop import Trainer
+    from mmtune.trunk_setup import ask_for_trunk, fill_plan, fuse_layers, plan_trunk
 
     data = open_training_data(recipe, log)
     task = kind("tasks", recipe.task)
@@ -48,9 +49,13 @@ def build_trainer(
     adapted = _adapt(recipe, accelerator, log, checkpoint)
     backbone = adapted.backbone
     context = make_context(recipe, adapted, task, accelerator)
-    items = _items(recipe, backbone, samples, context.ability)
+    asked = ask_for_trunk(recipe, context.ability, accelerator.mixed_precision, accelerator.device, log.line)
+    trunk = plan_trunk(adapted, asked, recipe.data)
+    items = training_items(recipe, backbone, samples, context.ability)
     _say_unknown(items, log)
     layout = lay_out(recipe, items, layout)
+    fill_plan(trunk, asked, items, context, cadence.total * layout.batch)
+    trunk.lines += fuse_layers(recipe, adapted)
     optimizer = make_optimizer(adapted, recipe.train)
     num_seen = {split: opened.num_seen for split, opened in data.splits.items()}
     trainer = Trainer(
@@ -70,13 +75,14 @@ def build_trainer(
         quarantine=Quarantine(log.folder, recipe.data.max_bad_fraction, num_seen, log.line),
         average=_average(recipe, context),
         notes=data.train.notes,
+        trunk=trunk,
     )
     trainer.state.bad.extend(data.bad)
     trainer.state.weight_hash, trainer.state.data_hash = backbone.weight_hash, hash_samples(data.train.samples)
     return trainer
 
 
-def _items(recipe: "Recipe", backbone: Any, samples: Any, ability: str) -> Any:
+def training_items(recipe: "Recipe", backbone: Any, samples: Any, ability: str) -> Any:
     """The training items, encoded as the task's ability wants them."""
     from mmtune.batch_building import EncodedAnswers, EncodedPairs
     from mmtune.item_encoding import make_asking

@@ -101,6 +101,7 @@ def _train(trainer: Any) -> None:
         raise
     finally:
         write_quarantine(trainer.run, trainer.state.bad)
+        trainer.trunk.close()
     update_manifest(trainer.run, status="finished", **describe_run(trainer))
     finish_trackers(trainer.accelerator)
     if trainer.log.active:

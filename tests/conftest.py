@@ -16,6 +16,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What frozen layers compute is kept in a folder of the tests' own, not in the user's."""
+    os.environ["MMTUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIP of width 32 with random weights, as an ordinary model folder. Read only: copy it to change it."""

@@ -10,10 +10,12 @@ import effects_backbone
 import effects_chat
 import effects_data
 import effects_methods
+import effects_pixels
 import effects_sources
 import effects_start
 import effects_tasks
 import effects_train
+import effects_trunk
 import pytest
 from key_effect import Effect
 from key_worlds import Refused, World
@@ -26,12 +28,14 @@ EFFECTS: dict[str, Effect] = (
     | effects_chat.EFFECTS
     | effects_adapter.EFFECTS
     | effects_methods.EFFECTS
+    | effects_pixels.EFFECTS
     | effects_data.EFFECTS
     | effects_sources.EFFECTS
     | effects_answers.EFFECTS
     | effects_train.EFFECTS
     | effects_start.EFFECTS
     | effects_tasks.EFFECTS
+    | effects_trunk.EFFECTS
 )
 
 

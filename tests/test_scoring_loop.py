@@ -123,10 +123,9 @@ def test_a_text_is_right_for_an_image_in_captions_or_also_true():
         "5 grey": ["f"],
         "6 white": ["g"],
     }
+    of_image = embedded.text_to_image.transposed(7)
     for n, image in enumerate(embedded.image_ids):
-        assert {embedded.texts[t].strip() for t in embedded.image_to_text[n]} == {
-            t for t, i in of_text.items() if image in i
-        }
+        assert {embedded.texts[t].strip() for t in of_image[n]} == {t for t, i in of_text.items() if image in i}
 
 
 def test_groups_join_shared_images_captions_and_named_groups():

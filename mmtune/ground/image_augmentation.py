@@ -35,6 +35,17 @@ class AugmentSection(StrictSection):
         description="strength of random changes of brightness, contrast and saturation: "
         "each is multiplied by a number between 1 - colour and 1 + colour; 0: no change",
     )
+    views: int | None = Field(
+        None,
+        ge=1,
+        description="so many fixed changed views of each image, shown in turn, instead of a new one every time: what "
+        "frozen layers make of them is then computed once; null: a new one every time",
+    )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether images stay as they are."""
+        return self.crop is None and not self.flip and self.colour == 0
 
 
 def augment(image: "Image", section: AugmentSection, generator: np.random.Generator) -> "Image":
