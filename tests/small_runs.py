@@ -1,6 +1,7 @@
 """A small image-text data set and a recipe on a tiny twin, for tests that train for a few steps."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,11 @@ def small_recipe(folder: Path, backbone: Path, *overrides: str, **sections: dict
     path = folder / "recipe.yaml"
     path.write_text(json.dumps({**recipe, "output": str(folder / "run"), "seed": 1}))
     return load_recipe(path, overrides)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on, for ranks to meet at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

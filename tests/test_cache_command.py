@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
         store = TrunkStore(root / name, about=about, dtype=dtype)
         store.add([(bytes([each]), Stored(torch.ones(1000))) for each in range(number)])
         store.close()
-    ContentMemory(root).remember(("/a", 1, 2), b"hash")
+    ContentMemory(root).remember(("/a", 1, 2, 3), b"hash")
     (root / "photos").mkdir()
     (root / "photos" / "states-0.bin").write_text("mine")
     (root / "other").mkdir()

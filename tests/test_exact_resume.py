@@ -5,7 +5,6 @@ One interpreter makes all runs (see ``launched/killed_runs.py``); the tests belo
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from small_runs import free_port
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
 HERE = Path(__file__).parent
@@ -82,13 +82,6 @@ def write_recipe(folder: Path, backbone: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from lifecycle_cases import without_pictures
 from safetensors.torch import load_file
-from small_runs import small_recipe, write_pairs
+from small_runs import free_port, small_recipe, write_pairs
 
 from mmtune.evaluation_run import score
 from mmtune.ground.errors import DataError
@@ -245,13 +244,6 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_workers_change_no_bit(shelf: Shel
     warm = shelf.run("warm workers", *changed, "train.workers=2", cache="halves")
     assert_same_bits(whole, warm)
     assert whole.done["vision"] == NUM_TRAIN and warm.done == {"vision": 0, "text": 0}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -217,19 +217,19 @@ def test_many_write_and_read_the_same_at_once(store: TrunkStore) -> None:
 def _spawned(store: TrunkStore, memory: ContentMemory) -> None:
     assert is_state(store.find(key_of(1)), 1) and store.found == 1
     assert store.add([(key_of(n), Stored(states_of(n))) for n in (1, 2)]) == 1
-    assert memory.recall(("/a", 1, 2)) == b"a"
-    memory.remember(("/b", 1, 2), b"b")
+    assert memory.recall(("/a", 1, 2, 3)) == b"a"
+    memory.remember(("/b", 1, 2, 3), b"b")
 
 
 def test_goes_to_a_spawned_process(store: TrunkStore, tmp_path: Path) -> None:
     memory = ContentMemory(tmp_path)
-    memory.remember(("/a", 1, 2), b"a")
+    memory.remember(("/a", 1, 2, 3), b"a")
     store.add([(key_of(1), Stored(states_of(1)))])
     worker = multiprocessing.get_context("spawn").Process(target=_spawned, args=(store, memory))
     worker.start()
     worker.join(WAIT)
     assert worker.exitcode == 0
-    assert is_state(store.find(key_of(2)), 2) and memory.recall(("/b", 1, 2)) == b"b"
+    assert is_state(store.find(key_of(2)), 2) and memory.recall(("/b", 1, 2, 3)) == b"b"
     assert is_state(pickle.loads(pickle.dumps(store)).find(key_of(2)), 2)
 
 

@@ -20,7 +20,7 @@ sys.path[:1] = [str(ROOT)]
 import torch  # noqa: E402
 
 from scripts.benchmarks.lora_overhead import make_inputs, make_model, with_lora  # noqa: E402
-from scripts.benchmarks.paired_timing import compare, publish, table, time_paired  # noqa: E402
+from scripts.benchmarks.paired_timing import compare, publish, read_arguments, table, time_paired  # noqa: E402
 
 
 def step_of(model: Any, trained: Any, inputs: dict[str, Any]) -> float:
@@ -50,19 +50,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "compile_seconds": first - plain, "difference": abs(losses[0] - losses[1])}
 
 
-def read_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="torch.compile beside none")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="a CLIP of width 32")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
-
-
 def main() -> None:
     """Measure and print."""
-    given = read_arguments()
+    given = read_arguments("torch.compile beside none", 8)
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         publish({"skipped": "no C++ compiler here"}, given.json, "no C++ compiler here: nothing to measure on a CPU")
         return

@@ -33,7 +33,7 @@ from mmtune.backbones._dual_encoder import encode_media  # noqa: E402
 from mmtune.backbones._pixel_tables import encode_pixels, expand_pixels, pixel_table  # noqa: E402
 from mmtune.ground.image_reading import read_image  # noqa: E402
 from scripts.benchmarks.made_inputs import save_photo  # noqa: E402
-from scripts.benchmarks.paired_timing import compare, publish, table, take_turns  # noqa: E402
+from scripts.benchmarks.paired_timing import compare, publish, table, time_paired  # noqa: E402
 
 Way = Callable[[], Sequence[torch.Tensor]]
 
@@ -63,18 +63,6 @@ def make_ways(files: list[Path], name: str) -> dict[str, Way]:
     }
 
 
-def time_ways(ways: dict[str, Way], repeats: int) -> dict[str, list[float]]:
-    """Seconds of the processor, way by way, one list entry per repeat; each way runs once before, unmeasured."""
-    for make in ways.values():
-        make()
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _, way in take_turns(list(ways), repeats):
-        started = time.process_time()
-        ways[way]()
-        seconds[way].append(time.process_time() - started)
-    return seconds
-
-
 def differences(ways: dict[str, Way], name: str) -> dict[str, dict[str, float]]:
     """Way -> the largest difference from stock in grey levels, and the share of values that differ."""
     import transformers
@@ -97,7 +85,7 @@ def measure(num_images: int, repeats: int, name: str) -> dict[str, Any]:
         for number, file in enumerate(files):
             save_photo(file, number)
         ways = make_ways(files, name)
-        seconds = time_ways(ways, repeats)
+        seconds = time_paired(ways, repeats, time.process_time)
         off = differences(ways, name)
         kilobytes = statistics.mean(file.stat().st_size for file in files) / 1000
     each = {way: [one / num_images for one in times] for way, times in seconds.items()}

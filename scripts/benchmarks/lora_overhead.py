@@ -20,7 +20,7 @@ sys.path[:1] = [str(ROOT)]
 
 import torch  # noqa: E402
 
-from scripts.benchmarks.paired_timing import compare, publish, table, time_paired  # noqa: E402
+from scripts.benchmarks.paired_timing import compare, publish, read_arguments, table, time_paired  # noqa: E402
 
 TARGETS = ("q_proj", "v_proj")
 
@@ -107,19 +107,9 @@ def measure(given: argparse.Namespace) -> dict[str, list[float]]:
     return time_paired(arms, given.repeats)
 
 
-def read_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="LoRA over the bare backbone")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="a CLIP of width 32")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
-
-
 def main() -> None:
     """Measure and print."""
-    given = read_arguments()
+    given = read_arguments("LoRA over the bare backbone", 32)
     seconds = measure(given)
     ratios = {name: compare(times, seconds["bare"]) for name, times in seconds.items()}
     rows = [[name, f"{min(times):.3f}", str(ratios[name])] for name, times in seconds.items()]

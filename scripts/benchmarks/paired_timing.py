@@ -1,5 +1,6 @@
 """What the benchmarks here share: paired repeats, their ratio, memory of a process, the machine, tables, JSON files."""
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -48,16 +49,28 @@ def take_turns(arms: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
         yield from ((repeat, arm) for arm in (arms if repeat % 2 == 0 else list(reversed(arms))))
 
 
-def time_paired(arms: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each arm in each repeat; every arm runs once before, unmeasured."""
+def time_paired(
+    arms: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each arm in each repeat, by ``clock``; every arm runs once before, unmeasured."""
     for run in arms.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _, arm in take_turns(list(arms), repeats):
-        started = time.perf_counter()
+        started = clock()
         arms[arm]()
-        seconds[arm].append(time.perf_counter() - started)
+        seconds[arm].append(clock() - started)
     return seconds
+
+
+def read_arguments(what: str, batch: int) -> argparse.Namespace:
+    """The command line of a script that times steps of one model: ``batch``, ``repeats``, ``tiny``, ``json``."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tiny", action="store_true", help="a CLIP of width 32")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 def memory_now() -> int:

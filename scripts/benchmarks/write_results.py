@@ -153,9 +153,10 @@ def _epochs_table(record: Mapping[str, Any], work: Work) -> str:
 
 
 def other_section(name: str, record: Mapping[str, Any]) -> str:
-    """What another script showed, under what it says it measures."""
-    script = Path(__file__).resolve().parent / f"{name}.py"
-    said = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "") if script.exists() else ""
+    """What another script showed, under what it says it measures; a record may be named after it with a word behind."""
+    scripts = sorted(Path(__file__).resolve().parent.glob("*.py"), key=lambda path: len(path.stem))
+    script = next((path for path in reversed(scripts) if name.startswith(path.stem)), None)
+    said = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "") if script is not None else ""
     return f"### {name}\n\n{' '.join(said.split(chr(10) * 2)[0].split())}\n\n{record['shown']}\n\n"
 
 
