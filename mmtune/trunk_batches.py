@@ -122,6 +122,11 @@ def join_samples(
     return joined
 
 
+def is_fed(feed: Feed | None, inputs: "Inputs") -> bool:
+    """Whether a batch was made for a feed: it holds keys."""
+    return feed is not None and keys_of(feed.side) in inputs
+
+
 def stacked(side: str, states: "list[Tensor]") -> "Tensor":
     """States of several samples as float[B, ...]; those of shorter texts are filled up with zeros."""
     import torch

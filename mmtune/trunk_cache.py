@@ -243,17 +243,23 @@ class _NoMemory:
 
 def try_items(items: Any, context: Any) -> None:
     """Run the trunks on a few items, to see how much room their states take."""
+    batch = few_items(items)
+    if batch is not None:
+        run_trunks(context, batch)
+
+
+def few_items(items: Any) -> Any:
+    """A few items from all over an epoch as a batch; None where none of them can be read."""
     from mmtune.batch_building import Collate
 
     encoded = []
-    for place in range(min(TRIED, len(items))):
+    for place in sorted({place * len(items) // TRIED for place in range(TRIED)}) if len(items) else ():
         shown = items.items.at(0, place)
         try:
             encoded.append(items.encode(items.samples[shown.sample], shown.caption, shown.turn))
         except DataError:  # is quarantined when its turn comes
             continue
-    if encoded:
-        run_trunks(context, Collate(items.family, items.processor)(encoded))
+    return Collate(items.family, items.processor)(encoded) if encoded else None
 
 
 def run_trunks(context: Any, batch: Any) -> None:

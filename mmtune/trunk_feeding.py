@@ -20,9 +20,9 @@ from mmtune.fused_layers import fused_layers, pooled_places, reading_at, why_not
 from mmtune.shown_media import ShownMedia
 from mmtune.stored_states import Stored
 from mmtune.token_states import headless_states
-from mmtune.trunk_batches import Feed, batch_states, join_samples, note_key, states_of, without_ours
+from mmtune.trunk_batches import Feed, batch_states, is_fed, join_samples, note_key, states_of, without_ours
 from mmtune.trunk_cuts import MEDIA, TEXT, standing_in, tower_of
-from mmtune.trunk_images import feed_images, images_states, is_fed, pad_images
+from mmtune.trunk_images import feed_images, images_states, pad_images
 from mmtune.trunk_keys import NO_KEY, media_key, read_content, recall_contents, tokens_key
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class FedFamily:
             if self.ability != "embed" or (cut is not None and cut.kind == "whole"):
                 continue
             first = cut.depth if cut is not None else 0
-            why = why_not_fused(backbone, parts[0], first)
-            self.fused[side] = {} if why is not None else fused_layers(backbone, parts[0], first)
-            yield f"fused layers: {parts[0]}: " + (f"off, {why}" if why is not None else f"from layer {first} up")
+            self.fused[side] = made = fused_layers(backbone, parts[0], first)
+            found = f"from layer {first} up" if made else f"off, {why_not_fused(backbone, parts[0], first)}"
+            yield f"fused layers: {parts[0]}: {found}"
 
     # --- in the loader's workers
 
@@ -202,7 +202,9 @@ class FedFamily:
                 self._states(feed, model, inputs)
 
     def _embed(self, side: str, model: "nn.Module", inputs: "Inputs", embed: "Callable[..., Tensor]") -> "Tensor":
-        feed, inputs = self.feeds.get(side), expand_pixels(self.processor, inputs)
+        feed = self.feeds.get(side)
+        if side == MEDIA:
+            inputs = expand_pixels(self.processor, inputs)
         fused, part = self.fused.get(side, {}), self.traits.sides[side][0]
         with reading_at(fused, pooled_places(model, self.traits, part, inputs) if fused else None):
             if feed is None or not is_fed(feed, inputs):

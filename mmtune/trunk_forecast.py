@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmtune.additive_step import OBJECTIVES
-from mmtune.ground.errors import DataError
 from mmtune.ground.records import MEDIA_WORDS
 from mmtune.ground.seeding import text_key
 from mmtune.part_sizes import in_words
 from mmtune.scoring_loop import autocast_for, scoring_mode
-from mmtune.trunk_cache import TRIED, Asked, TrunkCache, count_inputs, run_trunks
+from mmtune.trunk_cache import Asked, TrunkCache, count_inputs, few_items, run_trunks
 from mmtune.trunk_cuts import TEXT, Cut, below, find_cuts, standing_in
 from mmtune.trunk_keys import tokens_key
 from mmtune.trunk_opening import GB, open_stores
@@ -159,9 +158,9 @@ def _try(trial: _Trial, ability: str, items: Any, trunk: TrunkCache) -> "Counter
 
     backbone, feeds = trial.backbone, dict(trunk.feeds)
     trunk.feeds.clear()  # the family shares them: without any it is as if it were not stood in for
-    whole = _batch(items)
+    whole = few_items(items)
     trunk.feeds.update(feeds)
-    cold = _batch(items)
+    cold = few_items(items)
     if whole is None or cold is None:
         return Counter()
     inputs = {name: value.to(trial.device) for name, value in whole.inputs.items()}
@@ -174,20 +173,6 @@ def _try(trial: _Trial, ability: str, items: Any, trunk: TrunkCache) -> "Counter
         operations = Counter(counted)
         run_trunks(trial, cold)
     return operations
-
-
-def _batch(items: Any) -> Any:
-    """A few items as a batch; None where none of them can be read."""
-    from mmtune.batch_building import Collate
-
-    encoded = []
-    for place in sorted({place * len(items) // TRIED for place in range(TRIED)}) if len(items) else ():
-        shown = items.items.at(0, place)
-        try:
-            encoded.append(items.encode(items.samples[shown.sample], shown.caption, shown.turn))
-        except DataError:  # is quarantined when its turn comes
-            continue
-    return Collate(items.family, items.processor)(encoded) if encoded else None
 
 
 def _forward(backbone: Any, ability: str, inputs: "Mapping[str, Tensor]") -> None:

@@ -13,7 +13,6 @@ from mmtune.trunk_batches import (
     find_cold,
     join_samples,
     keep,
-    keys_of,
     states_of,
     timed,
     to_compute,
@@ -110,8 +109,3 @@ def feed_images(
         name: value for name, value in without_ours(inputs).items() if name != COLD_ROWS and not name.startswith(COLD)
     }
     return forward(model, given_image_side(model, words, states, generating=generating))
-
-
-def is_fed(feed: Feed | None, inputs: "Inputs") -> bool:
-    """Whether a batch was made for a feed: it holds keys."""
-    return feed is not None and keys_of(feed.side) in inputs

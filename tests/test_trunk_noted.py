@@ -209,3 +209,20 @@ def test_views_belong_to_the_image_wherever_it_lies(tmp_path: Path) -> None:
         drawn.append([show(media, change, 3, turn, f"sample {turn}", 1).draw for turn in range(4)])
     assert drawn[0] == drawn[1]
     assert drawn[0][0] == drawn[0][2] != drawn[0][1] == drawn[0][3]
+
+
+def test_bytes_become_floats_for_images_alone(
+    own_twins: Twins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embedding the texts of a batch does nothing for its pixels."""
+    world = make_world(own_twins.copy("clip"), section_of({"parts": ["vision", "text"], "layers": "all"}))
+    cache = world.fed(tmp_path)
+    (batch, *_) = world.batches(world.plan)
+    assert batch.inputs["pixel_values"].dtype == torch.uint8
+    seen: list[str] = []
+    monkeypatch.setattr("mmtune.trunk_feeding.expand_pixels", lambda processor, inputs: seen.append("floats") or inputs)
+    world.backbone.family.embed_text(world.backbone.model, batch.inputs)
+    assert not seen
+    world.backbone.family.embed_media(world.backbone.model, batch.inputs)
+    assert seen
+    cache.close()

@@ -68,7 +68,7 @@ class Section(StrictSection):
         "exact",
         description="exact: pixels bit for bit as the model's image processor makes them; fast: images at least twice "
         "as large as the model takes them are resized by torch, which reads more images per second: about 0.4 % of the "
-        "values differ by one of 256 grey levels (in very smooth pictures one value in a million by two)",
+        "values differ by one of 256 grey levels (in very smooth pictures hardly ever by two)",
     )
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None,
