@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtune.answer_scoring import Said, answer_batches, way_of
+from mmtune.answer_scoring import answer_batches
+from mmtune.answer_ways import Said, way_of
 from mmtune.embedding_input import EmbeddingInput
 from mmtune.ground.errors import DataError
 from mmtune.ground.kind_folder import kinds
@@ -86,8 +87,11 @@ def _ending(path: Path) -> Path:
 def _asking_of(target: "Target", backbone: "Backbone", *, asks: bool) -> Asking:
     """The run's own task, or what the model is for; who asks a captioner something gets an answer to that."""
     tasks = kinds("tasks")
-    name = DEFAULT_TASK[sorted(backbone.traits.abilities - {"embed"})[0]]
-    section: Any = target.recipe.task if target.recipe is not None else tasks[name].Section(kind=name)
+    if target.recipe is not None:
+        section: Any = target.recipe.task
+    else:
+        name = DEFAULT_TASK[sorted(backbone.traits.abilities - {"embed"})[0]]
+        section = tasks[name].Section(kind=name)
     if section.kind == "captioning" and asks:
         options = {"max_new_tokens": section.max_new_tokens, "num_beams": section.num_beams}
         section = tasks["vqa"].Section(kind="vqa", **options)

@@ -31,9 +31,11 @@ def main() -> None:
 
     What stands after ``--`` is for ``accelerate launch``; only ``finetune`` has a launcher.
     """
-    from mmtune.launcher_call import split_arguments
+    from mmtune.launcher_call import repeated, split_arguments
 
     arguments, launcher = split_arguments(sys.argv[1:])
+    if arguments[:1] == ["fewshot"]:
+        arguments = repeated(arguments, "--shots")
     try:
         if launcher and arguments[:1] != ["finetune"]:
             raise RecipeError(f"{' '.join(launcher)}: options after -- are the launcher's, which only finetune has")
@@ -259,6 +261,38 @@ def find_lr(
     from mmtune.learning_rate_run import find_learning_rate
 
     find_learning_rate(loaded, lowest=lowest, highest=highest, steps=steps, output=output)
+
+
+@app.command()
+def fewshot(
+    recipe: options.RecipeArgument,
+    overrides: options.Overrides = None,
+    shots: Annotated[
+        list[int] | None, typer.Option("--shots", help="training images per class: --shots 1 2 4; default 1 2 4 8 16")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs for each number of shots")] = 3,
+    steps_per_shot: Annotated[
+        int | None, typer.Option(min=1, help="steps of a run for each shot (CLIP-LoRA: 500); default: train.length")
+    ] = None,
+    base_to_novel: Annotated[
+        bool, typer.Option("--base-to-novel", help="learn the first half of the classes, score both halves")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="folder of all runs, table and plot; default: OUTPUT_fewshot")
+    ] = None,
+) -> None:
+    """Train on a few images of each class, with several seeds, beside zero-shot, linear probe and class means."""
+    loaded = _load(recipe, overrides)
+    from mmtune.fewshot_run import fewshot as study
+
+    study(
+        loaded,
+        shots=shots or (1, 2, 4, 8, 16),
+        seeds=seeds,
+        steps_per_shot=steps_per_shot,
+        base_to_novel=base_to_novel,
+        output=output,
+    )
 
 
 @app.command()

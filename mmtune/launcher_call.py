@@ -21,6 +21,18 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:place]), list(argv[place + 1 :])
 
 
+def repeated(arguments: Sequence[str], option: str) -> list[str]:
+    """``--shots 1 2 4`` as ``--shots 1 --shots 2 --shots 4``: whole numbers that follow an option all belong to it."""
+    found: list[str] = []
+    inside = False
+    for argument in arguments:
+        inside = argument == option or (inside and argument.isdigit())
+        if inside and argument.isdigit() and found[-1] != option:
+            found.append(option)
+        found.append(argument)
+    return found
+
+
 def launcher_command(arguments: Sequence[str], launcher: Sequence[str]) -> list[str]:
     """The call of ``accelerate launch``, by way of `main`, that runs ``finetune`` with our arguments.
 

@@ -22,7 +22,7 @@ def score_some(backbone: "Backbone", recipe: "Recipe | None", samples: Sequence[
     Raises:
         DataError: not one of the samples can be scored.
     """
-    if ability_of(backbone) == "embed":
+    if ability_of(backbone) == "embed" and (recipe is None or recipe.task.kind == "retrieval"):
         from mmtune.scoring_loop import embed_split, score_embeddings
 
         some = [samples[n] for n in range(min(len(samples), NUM_SCORED))]

@@ -26,6 +26,7 @@ PIPELINES = {"image": "zero-shot-image-classification"}
 
 TASKS = {
     "retrieval": ("retrieval", "Retrieval"),
+    "classification": ("zero-shot-image-classification", "Image classification by the classes' names"),
     "captioning": ("image-to-text", "Image captioning"),
     "vqa": ("visual-question-answering", "Visual question answering"),
     "matching": ("image-text-matching", "Image-text matching"),

@@ -88,9 +88,11 @@ def predict(
     if target.recipe is not None and target.recipe.task.kind != "retrieval" or "embed" not in traits.abilities:
         from mmtune.answer_prediction import predict_answers
 
-        if kind not in (None, "image"):
-            raise DataError(f"kind {kind}: family {traits.name} says something about images")
-        given = list_input(source, "image", column=column, images=images, ask_column=ask_column)
+        if kind not in (None, traits.modality):
+            raise DataError(f"kind {kind}: family {traits.name} says something about {MEDIA_WORDS[traits.modality]}")
+        given = list_input(
+            source, traits.modality, column=column, images=images, ask_column=ask_column, modality=traits.modality
+        )
         return Prediction(*predict_answers(model, target, given, output, ask, batch, workers, device or best_device()))
     if ask is not None or ask_column is not None:
         raise DataError(f"nothing can be asked: family {traits.name} embeds (leave out what asks)")

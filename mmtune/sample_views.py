@@ -13,6 +13,7 @@ from mmtune.ground.seeding import generator_for
 from mmtune.item_encoding import ANSWER_SCORES, IS_MATCH, Asking, Encoded, make_asking
 from mmtune.pixel_pictures import pictures_of
 from mmtune.sources import OpenedSplit
+from mmtune.tasks import rendering
 from mmtune.token_spans import WORDS, Kind, Stream, question_stream, streams_of
 
 if TYPE_CHECKING:
@@ -148,7 +149,13 @@ def _make_items(recipe: "Recipe", asking: Asking, opened: OpenedSplit, split: st
     if asking.ability == "embed":
         limit = asking.processor.tokenizer.model_max_length
         items = EncodedPairs(
-            opened.samples, asking.task, asking.family, asking.processor, recipe.data, recipe.seed, limit
+            opened.samples,
+            rendering(asking.task, recipe.task),
+            asking.family,
+            asking.processor,
+            recipe.data,
+            recipe.seed,
+            limit,
         )
     else:
         items = EncodedAnswers(asking.task.prepare(opened.samples, recipe.seed), asking, recipe.data)

@@ -29,6 +29,8 @@ class StepContext:
         ability: what the task asks of the backbone; see ``mmtune.tasks.ability_for``.
         scale: multiplies the loss before backward (the fp16 scaler's), 1 otherwise.
         num_forwards: counts the forward passes made, for tests and reports.
+        num_prompt_passes: counts how often all class prompts were embedded.
+        kept: what a step keeps for later ones of the same process.
     """
 
     backbone: Any
@@ -41,6 +43,8 @@ class StepContext:
     ability: str = "embed"
     scale: "Callable[[Tensor], Tensor]" = field(default=lambda loss: loss)
     num_forwards: int = 0
+    num_prompt_passes: int = 0
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def temperature(self) -> "tuple[Tensor, Tensor | None]":
         """The live temperature parameters of the backbone."""

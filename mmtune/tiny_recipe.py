@@ -96,7 +96,7 @@ def _write_inputs(recipe: "Recipe", folder: Path) -> dict[str, Any]:
     from mmtune.sources import write_tiny
 
     before = {name: getattr(recipe, name).model_dump(mode="json") for name in ("backbone", "data")}
-    before["task"] = recipe.task.kind  # some families have a class for each
+    before["task"] = recipe.task.model_dump(mode="json")  # some families have a class for each kind
     done = folder / DONE_FILE
     with _one_at_a_time(folder):
         if done.is_file():
@@ -108,9 +108,22 @@ def _write_inputs(recipe: "Recipe", folder: Path) -> dict[str, Any]:
         done.unlink(missing_ok=True)
         backbone = _explained(recipe, lambda: tiny_section(recipe.backbone, folder / "backbone", task=recipe.task.kind))
         data = write_tiny(recipe.data, folder / "data")
-        after = {"backbone": backbone.model_dump(mode="json"), "data": data.model_dump(mode="json")}
+        task = _made_up_classes(recipe, data)
+        after = {"backbone": backbone.model_dump(mode="json"), "data": data.model_dump(mode="json"), "task": task}
         done.write_text(json.dumps({"before": before, "after": after}, indent=2), encoding="utf-8")
     return after
+
+
+def _made_up_classes(recipe: "Recipe", data: Any) -> dict[str, Any]:
+    """The task; one that chooses among classes chooses among the first captions of the made-up images."""
+    from mmtune.sources import open_split, split_names
+
+    task: dict[str, Any] = recipe.task.model_dump(mode="json")
+    if "classes" in task:
+        opened = [open_split(data, split, seed=recipe.seed) for split in split_names(data)]
+        task["classes"] = sorted({sample.captions[0] for one in opened for sample in one.samples})
+        task["templates"] = ["{}"]  # tiny text towers have few positions
+    return task
 
 
 def _explained(recipe: "Recipe", make: "Callable[[], Any]") -> Any:

@@ -20,7 +20,7 @@ def check_learning_rates(recipe: Any, world_size: int) -> Iterator[Finding]:
     rates, adapter = recipe.train.learning_rate, recipe.adapter
     if not isinstance(rates, dict):
         return
-    has_temperature = adapter.temperature and recipe.task.kind == "retrieval"
+    has_temperature = adapter.temperature and recipe.task.kind in ("retrieval", "classification")
     trained = [*adapter.parts, *([TEMPERATURE] if has_temperature else [])]
     for name in rates:
         if name not in (*trained, PROJECTION, DEFAULT):

@@ -14,7 +14,7 @@ from mmtune.ground.records import BadItem, Sample
 from mmtune.ground.run_log import RunLog
 from mmtune.sources import OpenedSplit, open_split, split_names
 from mmtune.step_context import StepContext
-from mmtune.tasks import ability_for, best_score
+from mmtune.tasks import ability_for, best_score, reads_prompts
 
 if TYPE_CHECKING:
     from mmtune.recipe_schema import Recipe
@@ -127,7 +127,8 @@ def make_validation(
     """A function that scores the adapted model on the validation split; it also gives what failed there."""
     if split is None:
         return None
-    make = _embedding_validation if context.ability == "embed" else _answer_validation
+    ranks = context.ability == "embed" and not reads_prompts(context.task)
+    make = _embedding_validation if ranks else _answer_validation
     return make(recipe, adapted, split, context)
 
 

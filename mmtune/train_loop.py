@@ -21,10 +21,11 @@ from mmtune.ground.run_log import RunLog
 from mmtune.ground.stop_signals import StopSignals
 from mmtune.memory_advice import advise_on_memory, peak_memory
 from mmtune.optimizer_setup import has_moved, highest_rate, move_schedule
+from mmtune.prompt_step import prompt_step
 from mmtune.run_checkpoint import TrainState, checkpoint_name, save_checkpoint
 from mmtune.run_folder import update_manifest
 from mmtune.step_context import StepContext
-from mmtune.tasks import best_score
+from mmtune.tasks import best_score, reads_prompts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -182,8 +183,14 @@ def take_step(trainer: Trainer, steps: Iterator[list[Batch]]) -> dict[str, Any]:
 def _forward_backward(trainer: Trainer, batches: list[Batch]) -> float:
     """Gradients of the whole batch in place; returns its loss."""
     trainer.optimizer.zero_grad(set_to_none=True)
-    take = contrastive_step if trainer.context.ability == "embed" else additive_step
-    return float(take(trainer.context, batches, trainer.state.step))
+    return float(_step_of(trainer.context)(trainer.context, batches, trainer.state.step))
+
+
+def _step_of(context: StepContext) -> Callable[[StepContext, list[Batch], int], Any]:
+    """How the task's loss of a whole batch is computed."""
+    if context.ability != "embed":
+        return additive_step
+    return prompt_step if reads_prompts(context.task) else contrastive_step
 
 
 def _update(trainer: Trainer, batches: list[Batch], loss: float) -> float | None:

@@ -86,12 +86,14 @@ def training_items(recipe: "Recipe", backbone: Any, samples: Any, ability: str) 
     """The training items, encoded as the task's ability wants them."""
     from mmtune.batch_building import EncodedAnswers, EncodedPairs
     from mmtune.item_encoding import make_asking
+    from mmtune.tasks import rendering
 
     asking = make_asking(recipe.task, backbone, recipe.seed)
     if ability != "embed":
         return EncodedAnswers(samples, asking, recipe.data)
     limit = backbone.processor.tokenizer.model_max_length
-    return EncodedPairs(samples, asking.task, backbone.family, backbone.processor, recipe.data, recipe.seed, limit)
+    shown = rendering(asking.task, recipe.task)
+    return EncodedPairs(samples, shown, backbone.family, backbone.processor, recipe.data, recipe.seed, limit)
 
 
 def _say_unknown(items: Any, log: "RunLog") -> None:

@@ -35,7 +35,7 @@ def judged(world: World, recipe: Recipe) -> Any:
 
 def generated(world: World, recipe: Recipe) -> Any:
     """How a family is asked to generate."""
-    from mmtune.answer_scoring import generate
+    from mmtune.answer_ways import generate
 
     given: list[Any] = []
     family = SimpleNamespace(generate=lambda model, processor, inputs, **options: given.append(options) or [""])

@@ -8,6 +8,7 @@ import effects_adapter
 import effects_answers
 import effects_backbone
 import effects_chat
+import effects_classification
 import effects_data
 import effects_methods
 import effects_pixels
@@ -26,6 +27,7 @@ from mmtune.recipe_schema import Recipe
 EFFECTS: dict[str, Effect] = (
     effects_backbone.EFFECTS
     | effects_chat.EFFECTS
+    | effects_classification.EFFECTS
     | effects_adapter.EFFECTS
     | effects_methods.EFFECTS
     | effects_pixels.EFFECTS

@@ -9,7 +9,7 @@ from mmtune.ground.errors import RecipeError
 from mmtune.recipe_schema import load_recipe, recipe_from_json, resolved_json
 from mmtune.recipe_shelf import find_recipe, find_shelf, shipped_recipes, summary_of
 
-NUM_RECIPES = 29
+NUM_RECIPES = 30
 RECIPES = sorted(shipped_recipes().items())
 
 
@@ -68,6 +68,9 @@ def test_what_each_recipe_is_about() -> None:
     assert recipes["clip_hub_lora"].data.kind == "hub" and recipes["clap_audio_lora"].data.sounds
     tasks = {task: {n for n, one in recipes.items() if one.task.kind == task} for task in ("captioning", "vqa", "chat")}
     assert len(tasks["captioning"]) == 5 and len(tasks["vqa"]) == 5 and len(tasks["chat"]) == 5
+    shots = recipes["clip_fewshot_lora"]
+    assert shots.task.kind == "classification" and (shots.adapter.rank, shots.adapter.alpha) == (2, 1)
+    assert shots.train.length.amount == 500 * shots.task.shots and not shots.train.evaluate_every
     assert recipes["blip_matching_lora"].task.kind == "matching" and recipes["blip_matching_lora"].data.label == "label"
     families = {one.backbone.family for name, one in recipes.items() if not name.startswith("quickstart")}
     pairs = {"clip", "siglip", "chinese_clip", "dual_encoder", "clap"}

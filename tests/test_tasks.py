@@ -22,11 +22,15 @@ def section(task: Any, **given: Any) -> Any:
     return task.Section(kind=task.__name__.rpartition(".")[2], **given)
 
 
+GIVEN: dict[str, Any] = {"classification": {"classes": ["cat", "dog"]}}
+"""What a task's section cannot do without."""
+
+
 def test_every_task_says_what_it_needs() -> None:
-    assert set(kinds("tasks")) == {"retrieval", "captioning", "vqa", "matching", "chat"}
+    assert set(kinds("tasks")) == {"retrieval", "captioning", "classification", "vqa", "matching", "chat"}
     for name, task in kinds("tasks").items():
         assert task.ABILITIES and task.FIELDS, name
-        assert task.score_names(task.Section(kind=name), "image")
+        assert task.score_names(task.Section(kind=name, **GIVEN.get(name, {})), "image")
 
 
 def test_the_best_ability_that_a_family_has_is_taken() -> None:

@@ -16,6 +16,14 @@ Tasks that end in words or in a choice, all but ``retrieval``, also have::
     references(section, sample) -> [str]                    # what would have been right
     statement(sample) -> str                                # the text that goes with the image, for ``match``,
                                                             # ``classify`` and tables
+
+A task with the ability ``embed`` that chooses among classes has instead of ``spoken`` and ``asked``::
+
+    prompts(section, name) -> [str]                         # what the text tower reads of a class
+    class_of(section, sample) -> int                        # its number; DataError where it has none
+    loss_total(section, logits, classes) -> float[]         # summed over a batch
+    trained_on(section, samples, seed) -> samples           # what training sees of them
+    Rendering(section)                                      # what an epoch shows, for ``EncodedPairs``
 """
 
 from types import ModuleType
@@ -35,11 +43,24 @@ def abilities_of(section: Any) -> tuple[str, ...]:
     return abilities
 
 
+def reads_prompts(task: ModuleType) -> bool:
+    """Whether a task that embeds compares images with the prompts of classes, and so ends in answers."""
+    return hasattr(task, "prompts")
+
+
+def rendering(task: ModuleType, section: Any) -> Any:
+    """What says which text goes with a sample in an epoch: the task itself, or its prompts."""
+    return task.Rendering(section) if reads_prompts(task) else task
+
+
 def prepared(recipe: Any, samples: Any) -> Any:
-    """The samples as the task asks about them."""
+    """The training samples as the task asks about them."""
     from mmtune.ground.kind_folder import kind
 
-    prepare = getattr(kind("tasks", recipe.task), "prepare", None)
+    task = kind("tasks", recipe.task)
+    if reads_prompts(task):
+        return task.trained_on(recipe.task, samples, recipe.seed)
+    prepare = getattr(task, "prepare", None)
     return prepare(samples, recipe.seed) if prepare else samples
 
 
