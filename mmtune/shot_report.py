@@ -87,6 +87,7 @@ def draw_study(path: Path, result: Mapping[str, Any]) -> Path:
             )
         axes.set_xticks(shots, [str(number) for number in shots])
         axes.minorticks_off()
+        axes.margins(x=0.06)
         axes.set_xlabel("training images per class", color=INK)
         axes.set_ylabel(score.replace("_", " "))
         axes.set_title(f"few-shot classification, {result['num_seeds']} seeds")

@@ -7,12 +7,20 @@ from key_worlds_sources import mixed, prepared
 OTHER = "data={kind: image_folder, path: FOLDER/classes}"
 HUB = "data={{kind: hub, id: owner/name, name: {}, revision: {}, splits: {{train: train}}}}"
 ONE_SOURCE = "data.sources={c: {kind: jsonl, path: FOLDER/pairs.jsonl, images: FOLDER/images, split: {test: 20%}}}"
-BASES = {"parquet": "parquet", "hub": "hub", "webdataset": "shards", "coco": "coco", "karpathy": "karpathy"}
+BASES = {
+    "parquet": "parquet",
+    "hub": "hub",
+    "webdataset": "shards",
+    "coco": "coco",
+    "coop": "coop",
+    "karpathy": "karpathy",
+}
 ODD = {
     "parquet": "data.path=FOLDER/odd.parquet",
     "hub": "data.id=FOLDER/saved_odd",
     "webdataset": "data.path.train=FOLDER/3.tar",
     "coco": "data.path.train=FOLDER/coco3.json",
+    "coop": "data.path=FOLDER/coop3.json",
     "karpathy": "data.path=FOLDER/karpathy3.json",
 }
 
@@ -47,6 +55,8 @@ EFFECTS: dict[str, Effect] = {
     "data.images.validation": key(sampled, "coco_folders", "", "data.images.validation=FOLDER/others"),
     "data.images.test": key(sampled, "coco_folders", "", "data.images.test=FOLDER/others"),
     "data.split:coco": key(sampled, "coco_hash", "", "data.split={test: 60%, by: shop}"),
+    "data.path:coop": key(sampled, "coop", "", "data.path=FOLDER/coop2.json"),
+    "data.images:coop": key(sampled, "coop", "", "data.images=FOLDER/others"),
     "data.path:karpathy": key(sampled, "karpathy", "", "data.path=FOLDER/karpathy2.json"),
     "data.images:karpathy": key(sampled, "karpathy", "", "data.images=FOLDER/others"),
     "data.restval:karpathy": key(sampled, "karpathy", "", "data.restval=false"),

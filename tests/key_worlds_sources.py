@@ -41,6 +41,7 @@ def write_source_worlds(folder: Path) -> None:
         "coco_folders": f"{{kind: coco, path: {{train: {folder}/coco0.json, validation: {folder}/coco2.json, "
         f"test: {folder}/coco1.json}}, images: {{{three}}}}}",
         "coco_hash": f"{{kind: coco, path: {folder}/coco0.json, images: {folder}/images, split: {{test: 30%}}}}",
+        "coop": f"{{kind: coop, path: {folder}/coop.json, images: {folder}/images}}",
         "karpathy": f"{{kind: karpathy, path: {folder}/karpathy.json, images: {folder}/images}}",
         "mix": f"{{kind: mix, sources: {{a: {first}, b: {second}}}}}",
     }
@@ -134,6 +135,12 @@ def _write_annotations(folder: Path) -> None:
         entries.append(
             {"filename": f"{one}.png", "split": split, "sentences": [{"raw": f"a {one}"}, {"raw": f"b {one}"}]}
         )
+    lists: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+    for one in range(16):
+        lists[("train", "train", "val", "test")[one % 4]].append([f"{one}.png", one % 2, f"class {one % 2}"])
+    (folder / "coop.json").write_text(json.dumps(lists))
+    (folder / "coop2.json").write_text(json.dumps({**lists, "train": lists["train"][:3]}))
+    (folder / "coop3.json").write_text(json.dumps({**lists, "train": [*lists["train"], ["gone.png", 0, "class 0"]]}))
     (folder / "karpathy.json").write_text(json.dumps({"images": entries}))
     (folder / "karpathy2.json").write_text(json.dumps({"images": entries[:12]}))
     gone = {"filename": "gone.png", "split": "train", "sentences": [{"raw": "x"}]}

@@ -32,10 +32,8 @@ def test_retrieval_and_answers_do_not_mix():
     assert set(records()) == {"recall", "median_rank", "mrr"}
     assert all(isinstance(record, AnswerMetric) for record in answer_metrics().values())
     assert not set(answer_metrics()) & {"recall", "median_rank", "mean_reciprocal_rank"}
-    named = (
-        "accuracy anls bleu caption_retrieval cer chrf cider cider_d exact_match majority_accuracy relaxed_accuracy "
-    )
-    named += "rouge_l token_f1 vqa_accuracy wer"
+    named = "accuracy anls bleu caption_retrieval cer chrf cider cider_d exact_match macro_f1 majority_accuracy "
+    named += "mean_class_recall relaxed_accuracy rouge_l token_f1 vqa_accuracy wer"
     assert set(answer_score_names()) == {*named.split(), *(f"coco_bleu@{k}" for k in (1, 2, 3, 4))}
 
 

@@ -1,5 +1,9 @@
 """Classification by prompts: the loss of the whole batch, however it is cut, with every class embedded once."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +137,21 @@ def test_prompts_that_are_too_long_are_named(tiny_clip_folder: Path) -> None:
     section = classification.Section(kind="classification", classes=["a", "b" * 100], templates=["{}"])
     with pytest.raises(DataError, match=r"task.classes: 1 prompts have more than the \d+ tokens"):
         encode_prompts(backbone, classification, section)
+
+
+def test_two_ranks_equal_one(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    """Halves, an unequal share, and a rank without any sample; the temperature's gradient is a sum of both, too."""
+    here = Path(__file__).parent
+    paths = os.pathsep.join(str(path) for path in (here.parent, here, here / "launched"))
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    script = [str(here / "launched" / "prompts_on_two_ranks.py"), str(tiny_clip_folder), str(tmp_path / "out.json")]
+    done = subprocess.run(
+        [*launch, "--main_process_port", "0", *script], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cases = json.loads((tmp_path / "out.json").read_text())
+    assert len(cases) == 3
+    for case in cases:
+        assert case["loss"] == pytest.approx(case["single"], rel=TOLERANCE["float64"]), case
+        assert case["gap"] <= TOLERANCE["float64"] and case["agree"], case

@@ -71,8 +71,8 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
         "x.yaml:4: adapter.alpha.vision: x does not fit; write a number",
         "x.yaml:5: adapter.use_dora: yes does not fit; write true or false: true instead of yes, "
         "which is text in YAML 1.2",
-        "x.yaml:6: data.kind: there is no kind glyph; did you mean glyphs? The kinds are coco, conversations, glyphs, "
-        "hub, image_folder, jsonl, karpathy, mix, parquet, webdataset",
+        "x.yaml:6: data.kind: there is no kind glyph; did you mean glyphs? The kinds are coco, conversations, coop, "
+        "glyphs, hub, image_folder, jsonl, karpathy, mix, parquet, webdataset",
         "x.yaml:7: task.loss.learning_rate: is no key of this section; it belongs under train",
         "x.yaml:8: train.batch: 127 is not divisible by 2 ranks; write 126 or 128",
         "x.yaml:8: train.lenght: is no key of this section; did you mean length?",

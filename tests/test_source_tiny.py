@@ -54,6 +54,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "coco": {"kind": "coco", "path": FILES, "images": {"train": "/none/a", "test": "/none/b"}},
     "coco by hash": {"kind": "coco", "path": "/none/a.json", "images": "/none", "split": HASH},
     "coco by field": {"kind": "coco", "path": "/none/a.json", "images": "/none", "split": {**HASH, "by": "shop"}},
+    "coop": {"kind": "coop", "path": "/none/a.json", "images": "/none"},
     "karpathy": {"kind": "karpathy", "path": "/none/a.json", "images": "/none"},
 }
 SECTIONS["mix"] = {
@@ -63,7 +64,7 @@ SECTIONS["mix"] = {
     "scored": ["shop"],
 }
 ONE_CAPTION = {"image_folder", "image_folder by hash", "image_folder by class", "glyphs", "webdataset", "mix"}
-ONE_CAPTION |= {"webdataset by field"}
+ONE_CAPTION |= {"webdataset by field", "coop"}
 
 
 def section_of(values: dict[str, Any]) -> Any:
